@@ -1,0 +1,2 @@
+// Package caddymodule makes Caddy an iottunnel edge.
+package caddymodule

@@ -1,0 +1,185 @@
+// Package registry records who holds which label, port and tunnel: the leases of
+// devices and the nodes that serve them.
+//
+// Memory keeps them for a single node; package redisregistry shares them between
+// nodes. One conformance suite, registrytest, holds both to what Registry says.
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Holder names one tunnel of one device. Whatever changes a device's record
+// names the holder it believes in, and changes nothing when another one holds
+// the device by now: a late goodbye can never hurt a newer tunnel.
+type Holder struct {
+	Device     string
+	Generation int64 // grows with every claim of the device, over expiry and restarts
+	Tunnel     string
+}
+
+// NodeRef is one start of one node: the epoch is new each time.
+type NodeRef struct {
+	ID    string
+	Epoch string
+}
+
+// Claim asks for a device on behalf of a tunnel that is about to live on a node.
+type Claim struct {
+	Device   string
+	Instance string
+	Tunnel   string
+	Node     NodeRef
+	// Label is taken when the device has no lease, or when its lease has run
+	// out. A device with a lease keeps the label it has.
+	Label string
+	// Lease is how long label and ports stay the device's after it has left.
+	Lease time.Duration
+	// Evict names the holder that was found dead and may be replaced although it
+	// is of another instance; zero when none was.
+	Evict Holder
+}
+
+// Lease is what a granted claim holds.
+type Lease struct {
+	Holder
+	Label string
+	Until time.Time // when it would end without a refresh
+	// Fresh says that the label is new: the device had none, or lost it.
+	Fresh bool
+	// Previous is the tunnel that this claim replaced while it lived; zero when
+	// there was none. The winner tells the loser.
+	Previous Incumbent
+}
+
+// Incumbent is the live holder of a device, and where it is.
+type Incumbent struct {
+	Holder
+	Instance string
+	Node     NodeRef
+}
+
+// HeldError refuses a claim: another instance holds the device. If the incumbent
+// turns out dead, the claim is made again with Evict set to its holder.
+type HeldError struct{ Incumbent Incumbent }
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("registry: device %s is held by a tunnel on node %s", e.Incumbent.Device, e.Incumbent.Node.ID)
+}
+
+// Errors of a Registry. Others mean that the registry could not tell: nothing is
+// known of the outcome, and trying again can help.
+var (
+	// ErrUnknown: no lease of that label or device.
+	ErrUnknown = errors.New("registry: not leased")
+	// ErrLabelTaken: the candidate label is leased to another device.
+	ErrLabelTaken = errors.New("registry: label is leased to another device")
+	// ErrLost: the holder does not hold the device any more.
+	ErrLost = errors.New("registry: held by a newer tunnel")
+	// ErrNodeLive: another live process uses this node id.
+	ErrNodeLive = errors.New("registry: node id is in use by another live process")
+)
+
+// PortsFullError refuses ports: none is free in the range.
+type PortsFullError struct{ First, Last uint16 }
+
+func (e *PortsFullError) Error() string {
+	return fmt.Sprintf("registry: no free port in %d-%d", e.First, e.Last)
+}
+
+// PortRest is how long a port stays unused after its lease has ended, so that
+// visitors of its last owner do not reach the next one.
+const PortRest = time.Minute
+
+// Record is what is known of a device that has a lease.
+type Record struct {
+	Device     string
+	Label      string
+	Generation int64
+	// Online is the live tunnel, zero when there is none.
+	Online Incumbent
+	Until  time.Time
+	// Seen is when the tunnel was last claimed, refreshed or released.
+	Seen time.Time
+	// Why is how the last tunnel ended; empty while online.
+	Why   string
+	Ports map[uint16]uint16 // the device's port → public port
+}
+
+// Node is one live edge process, as the others see it.
+type Node struct {
+	NodeRef
+	URL      string // where agents reach this very node
+	Internal string // where routers and other nodes reach it, ip:port
+	Clients  int
+	Capacity int
+	Draining bool
+}
+
+// NodeTTL is how long after its last heartbeat a node counts as live, and
+// NodeHeartbeat how often it writes one.
+const (
+	NodeTTL       = 10 * time.Second
+	NodeHeartbeat = 3 * time.Second
+)
+
+// Registry records leases and nodes. Implementations are safe for concurrent
+// use, take time from one clock (Redis' own where it is Redis), and promise:
+//
+//   - a label is never leased to two devices, nor a public port;
+//   - generations of a device only grow, even after its lease has ended;
+//   - a call with an old Holder changes nothing and says ErrLost;
+//   - after its lease a label is gone, and a port rests for PortRest.
+//
+// Every call ends with ctx. Implementations copy what they keep and what they
+// return.
+type Registry interface {
+	// Claim takes the device for c.Tunnel, and publishes its route. It is granted
+	// when no live tunnel holds the device, when the live one is of the same
+	// instance, or is c.Evict; a tunnel is live while its node is (the node's
+	// last heartbeat is younger than NodeTTL and of the tunnel's epoch). Else the
+	// error is *HeldError; ErrLabelTaken asks for another candidate.
+	Claim(ctx context.Context, c Claim) (Lease, error)
+
+	// LeasePorts gives each port of want a public port in [first, last], the same
+	// as before while the lease holds and the range still has it, and gives back
+	// those of the device that are not in want. Without room for all it changes
+	// nothing and says *PortsFullError. first = 0 gives all back.
+	LeasePorts(ctx context.Context, h Holder, want []uint16, first, last uint16) (map[uint16]uint16, error)
+
+	// Refresh prolongs the leases of live tunnels by lease and a third, so that
+	// after a crash a full lease remains. It returns the holders that are lost.
+	Refresh(ctx context.Context, lease time.Duration, holders []Holder) (lost []Holder, err error)
+
+	// Release ends a tunnel: the device is offline, for the reason why (shown to
+	// operators), and its lease runs out after lease. Releasing twice is ErrLost.
+	Release(ctx context.Context, h Holder, lease time.Duration, why string) error
+
+	// ByLabel returns the record of the device that a label is leased to, or
+	// ErrUnknown.
+	ByLabel(ctx context.Context, label string) (Record, error)
+
+	// ByDevice returns the record of a device, or ErrUnknown.
+	ByDevice(ctx context.Context, device string) (Record, error)
+
+	// Devices lists records in the order of device ids, those after `after`, at
+	// most limit.
+	Devices(ctx context.Context, after string, limit int) ([]Record, error)
+
+	// Beat is a node's heartbeat. The first one of an epoch is ErrNodeLive while
+	// another epoch of the same id is live.
+	Beat(ctx context.Context, n Node) error
+
+	// Leave ends the node's life at once; its tunnels no longer count as live.
+	// It does nothing when another epoch has the id by now.
+	Leave(ctx context.Context, n NodeRef) error
+
+	// Nodes lists the live nodes in the order of ids.
+	Nodes(ctx context.Context) ([]Node, error)
+
+	// Close frees what the registry holds; nothing may be called after it.
+	Close() error
+}

@@ -1,0 +1,85 @@
+package tunnelcore
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// HostnameMode is how a device gets its label.
+type HostnameMode string
+
+const (
+	// HostnameRandom leases a random label of 80 bits.
+	HostnameRandom HostnameMode = "random"
+	// HostnameDevice leases the device id itself.
+	HostnameDevice HostnameMode = "device"
+)
+
+// Settings are what an operator configures of an edge. They may change while it
+// runs (Hub.Update): tunnels live on, and what is new counts from then on.
+type Settings struct {
+	// Domain under which devices get their names, in normal form.
+	Domain string
+	// Scheme and Port of the URLs that visitors use; an empty port is the
+	// scheme's own.
+	Scheme string
+	Port   string
+	// Hostname is how labels are made.
+	Hostname HostnameMode
+	// Lease is how long a device that has left keeps its label and ports.
+	Lease time.Duration
+	// Heartbeat is the interval of pings to agents that ask for none.
+	Heartbeat time.Duration
+	// Wait is how long a visitor waits for a device whose tunnel has just ended
+	// without a goodbye.
+	Wait time.Duration
+	// OpenTimeout is how long a device may take to answer an open.
+	OpenTimeout time.Duration
+	// AllowPlaintext lets agents come without TLS from elsewhere than loopback.
+	AllowPlaintext bool
+	// Authenticators are asked in turn; without one nobody is let in.
+	Authenticators []Authenticator
+	Limits         Limits
+	// Logger receives what operators read; nil discards it.
+	Logger *slog.Logger
+	// Events is told of `online`, `offline` and `cloned`, outside locks; may be
+	// nil. It must not block.
+	Events func(name string, data map[string]any)
+}
+
+// Limits bound what devices and visitors can make an edge hold.
+type Limits struct {
+	Tunnels                   int           // live tunnels on this node
+	NewTunnels                int           // accepted per second, after authentication
+	StreamsPerDevice          int           // at once
+	StreamsPerAddress         int           // at once to one device from one visitor address, on public ports
+	BufferPerDevice           int64         // bytes
+	HandshakeTimeout          time.Duration // from the request to the 101
+	HeaderBytes               int           // of an agent's handshake
+	UnauthenticatedPerAddress int           // handshakes under way, or refused in the last minute
+}
+
+// Defaults are the settings that hold where an operator wrote none. Domain and
+// Authenticators have none.
+func Defaults() Settings {
+	return Settings{
+		Scheme:      "https",
+		Hostname:    HostnameRandom,
+		Lease:       720 * time.Hour,
+		Heartbeat:   wire.DefaultHeartbeat * time.Second,
+		Wait:        5 * time.Second,
+		OpenTimeout: 15 * time.Second,
+		Limits: Limits{
+			Tunnels:                   20000,
+			NewTunnels:                200,
+			StreamsPerDevice:          wire.DefaultStreams,
+			StreamsPerAddress:         16,
+			BufferPerDevice:           2 << 20,
+			HandshakeTimeout:          10 * time.Second,
+			HeaderBytes:               8 << 10,
+			UnauthenticatedPerAddress: 32,
+		},
+	}
+}

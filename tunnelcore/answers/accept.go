@@ -45,9 +45,9 @@ type match struct {
 }
 
 const (
-	anyType = iota + 1 // */*
-	anySubtype         // text/*
-	exact              // text/html
+	anyType    = iota + 1 // */*
+	anySubtype            // text/*
+	exact                 // text/html
 )
 
 func (m match) better(than match) bool {

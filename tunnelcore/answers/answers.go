@@ -101,32 +101,20 @@ func (e *Error) message() string {
 }
 
 // oneLine makes s fit for a line of a log, a page or a terminal: what is not
-// UTF-8 becomes U+FFFD, what is not printable a space, and it is cut at
-// MessageMax bytes, between two characters.
+// UTF-8 becomes U+FFFD, what is not printable a space, and what is longer than
+// MessageMax bytes ends there, between two characters, with an ellipsis.
 func oneLine(s string) string {
-	// A character may grow from one byte to three, never shrink below one: more
-	// than MessageMax bytes of s cannot be shown.
-	cut := len(s) > MessageMax
-	if cut {
-		s = s[:MessageMax]
-		for len(s) > 0 && !utf8.ValidString(s[len(s)-min(len(s), utf8.UTFMax):]) && len(s) > MessageMax-utf8.UTFMax {
-			s = s[:len(s)-1]
-		}
-	}
 	var b strings.Builder
+	end := ""
 	for _, r := range s {
-		if r != ' ' && !unicode.IsGraphic(r) || unicode.Is(unicode.Zs, r) || unicode.Is(unicode.Bidi_Control, r) {
+		if !unicode.IsPrint(r) {
 			r = ' '
 		}
-		if b.Len()+utf8.RuneLen(r) > MessageMax-len("…") {
-			cut = true
+		if b.Len()+utf8.RuneLen(r) > MessageMax {
+			end = "…"
 			break
 		}
 		b.WriteRune(r)
 	}
-	if text := strings.TrimSpace(b.String()); !cut {
-		return text
-	} else {
-		return text + "…"
-	}
+	return strings.TrimSpace(b.String()) + end
 }

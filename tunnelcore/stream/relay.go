@@ -1,0 +1,156 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+)
+
+// bufferSize is the payload that one read of a relay may bring: the largest
+// message in the default negotiation.
+const bufferSize = 64 << 10
+
+// buffers are shared by all relays; each has headroom for a frame's header.
+var buffers = sync.Pool{New: func() any { b := make([]byte, socket.Headroom+bufferSize); return &b }}
+
+func getBuffer() *[]byte  { return buffers.Get().(*[]byte) }
+func putBuffer(b *[]byte) { buffers.Put(b) }
+
+// HalfIdle is how long a direction may say nothing after the other has ended.
+const HalfIdle = 5 * time.Minute
+
+// ErrHalfIdle ends a relay of which one direction has ended and the other is
+// silent for HalfIdle.
+var ErrHalfIdle = errors.New("half-closed and silent for too long")
+
+// Relay joins a and b: what one sends the other gets, an end of one direction
+// leaves the other open, and an abort of one is an abort of the other. It owns
+// both: when it returns neither has a call under way, and both are closed or
+// closing.
+//
+// It returns the bytes that went from a to b and from b to a, and nil when both
+// directions have ended; else the reason: the first failure, ErrHalfIdle, or the
+// cause of ctx.
+func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r := &relay{cancel: cancel}
+	stop := context.AfterFunc(ctx, func() { abort(a); abort(b) })
+	defer stop()
+	var directions, all sync.WaitGroup
+	join := func(dst, src net.Conn, n *int64) {
+		directions.Add(1)
+		all.Go(func() {
+			ended := sync.OnceFunc(directions.Done)
+			defer ended()
+			r.direction(dst, src, n, ended)
+		})
+	}
+	join(b, a, &ab)
+	join(a, b, &ba)
+	directions.Wait()
+	if stop() { // both directions have ended, and nothing was aborted
+		a.Close()
+		b.Close()
+	}
+	all.Wait()
+	return ab, ba, context.Cause(ctx)
+}
+
+type relay struct {
+	cancel context.CancelCauseFunc
+	half   atomic.Bool // one direction has ended
+}
+
+// direction copies src to dst until src ends, and passes the end on. It calls
+// ended then, but stays to watch a stream that may still be aborted.
+func (r *relay) direction(dst, src net.Conn, n *int64, ended func()) {
+	if err := r.copy(dst, src, n); err != nil {
+		r.cancel(err)
+		return
+	}
+	if r.half.Swap(true) {
+		ended()
+		return
+	}
+	// Fails only on a connection whose own calls will fail.
+	_ = dst.SetReadDeadline(time.Now().Add(HalfIdle))
+	ended()
+	if s, ok := src.(*Stream); ok {
+		if err := s.awaitClose(); err != nil {
+			r.cancel(err)
+		}
+	}
+}
+
+// copy moves bytes from src to dst until src ends, then ends dst's direction.
+func (r *relay) copy(dst, src net.Conn, total *int64) error {
+	buf := getBuffer()
+	defer putBuffer(buf)
+	most, stream := len(*buf), (*Stream)(nil)
+	if s, ok := dst.(*Stream); ok {
+		stream, most = s, min(most, socket.Headroom+s.opts.MessageMax)
+	}
+	for {
+		n, err := src.Read((*buf)[socket.Headroom:most])
+		if n > 0 {
+			*total += int64(n)
+			if err := send(dst, stream, (*buf)[:socket.Headroom+n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == nil:
+			if r.half.Load() {
+				if err := src.SetReadDeadline(time.Now().Add(HalfIdle)); err != nil {
+					return err
+				}
+			}
+		case err == io.EOF:
+			return closeWrite(dst)
+		default:
+			var timeout net.Error
+			if errors.As(err, &timeout) && timeout.Timeout() && r.half.Load() {
+				return ErrHalfIdle
+			}
+			return err
+		}
+	}
+}
+
+// send writes buf behind its headroom to dst, which is stream if that is set.
+func send(dst net.Conn, stream *Stream, buf []byte) error {
+	if stream != nil {
+		return stream.writeInPlace(buf)
+	}
+	_, err := dst.Write(buf[socket.Headroom:])
+	return err
+}
+
+// closeWrite ends the writing direction of c. A connection without half-close
+// stays open until the relay is over.
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return nil
+}
+
+// abort closes c so that its other end sees an abort: a reset, not an end.
+func abort(c net.Conn) {
+	switch c := c.(type) {
+	case interface{ Abort() }:
+		c.Abort()
+	case interface{ SetLinger(int) error }:
+		_ = c.SetLinger(0) // else it closes with an end; nothing to be done
+		c.(net.Conn).Close()
+	default:
+		c.(net.Conn).Close()
+	}
+}

@@ -11,7 +11,7 @@ type entry struct {
 	Code    wire.Code `json:"code"`
 	Status  int       `json:"status"`
 	Message string    `json:"message"` // for JSON and text, when the error brings none
-	Fault   string    `json:"fault"`   // where the page draws the break: visitor, edge or device
+	Fault   string    `json:"fault"`   // where the page draws the break: visitor, edge, device or local
 	Title   string    `json:"title"`   // heading of the page: what happened
 	Text    string    `json:"text"`    // the same in a sentence or two
 	Next    string    `json:"next"`    // what to do now, where the page does not ask again by itself
@@ -20,9 +20,10 @@ type entry struct {
 
 // The places where the page draws the break.
 const (
-	faultVisitor = "visitor"
-	faultEdge    = "edge"
-	faultDevice  = "device"
+	faultVisitor = "visitor" // what was asked for: there is no way on
+	faultEdge    = "edge"    // the service itself
+	faultDevice  = "device"  // no connection to the device
+	faultLocal   = "local"   // the connected device, or its service
 )
 
 const soon = "Please try again in a moment."
@@ -44,21 +45,21 @@ var table = []entry{
 		Next:    "Please try again when the device is back.",
 	},
 	{
-		Code: wire.DeviceRefused, Status: http.StatusBadGateway, Fault: faultDevice,
+		Code: wire.DeviceRefused, Status: http.StatusBadGateway, Fault: faultLocal,
 		Message: "the device is connected, but its service did not answer",
 		Title:   "The device did not answer",
 		Text:    "The device is connected, but the service behind this address is not. It may be starting, or switched off in the device’s settings.",
 		Next:    soon,
 	},
 	{
-		Code: wire.DeviceTimeout, Status: http.StatusGatewayTimeout, Fault: faultDevice, Refresh: 15,
+		Code: wire.DeviceTimeout, Status: http.StatusGatewayTimeout, Fault: faultLocal, Refresh: 15,
 		Message: "the device did not answer in time",
 		Title:   "The device is taking too long",
 		Text:    "The device is connected, but it did not answer in time. Its network may be slow, or it may have much to do.",
 		Next:    soon,
 	},
 	{
-		Code: wire.DeviceBusy, Status: http.StatusServiceUnavailable, Fault: faultDevice, Refresh: 10,
+		Code: wire.DeviceBusy, Status: http.StatusServiceUnavailable, Fault: faultLocal, Refresh: 10,
 		Message: "the device serves as many connections as it can",
 		Title:   "The device is busy",
 		Text:    "The device is connected and serves as many visitors as it can at once. A place is usually free soon.",

@@ -1,0 +1,52 @@
+# iottunnel: `make` lists what there is to do. Works with GNU make 3.81 (macOS)
+# and later; everything Go goes through scripts/go, which names the cure when Go
+# is missing or too old.
+
+GO        ?=
+DEMO_PORT ?= 8080
+FUZZTIME  ?= 20s
+export GO DEMO_PORT FUZZTIME
+
+# What xcaddy would pass; nothing here uses the storages that the tags leave out.
+TAGS    := nobadger,nomysql,nopgx
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
+BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-go build build-demo lint fuzz dist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo, FUZZTIME=$(FUZZTIME) is per fuzz target, GO=/path/to/go names the Go."
+
+demo: build-demo ## build, then run an edge and a device on loopback; Ctrl-C ends both
+	@bin/demo -port "$(DEMO_PORT)" -bin bin
+
+test: ## everything: linters, all tests with -race, end-to-end tests (Debian or Ubuntu, root or sudo)
+	@scripts/test
+
+test-go: ## the Go tests that need no server and no root, on any system
+	CGO_ENABLED=0 scripts/go test -tags $(TAGS) ./...
+
+build: ## bin/caddy, bin/iottunnel-agent, bin/thermometer
+	@echo "building bin/caddy, bin/iottunnel-agent and bin/thermometer (Caddy takes a few minutes the first time)"
+	@$(BUILD) -o bin/caddy ./caddymodule/cmd/caddy
+	@$(BUILD) -o bin/iottunnel-agent ./agent/cmd/iottunnel-agent
+	@$(BUILD) -o bin/thermometer ./examples/thermometer
+
+build-demo: build
+	@$(BUILD) -o bin/demo ./internal/demo
+
+lint: ## vet, gofmt, staticcheck, shellcheck
+	@scripts/lint
+
+fuzz: ## each fuzz target for FUZZTIME
+	@scripts/fuzz
+
+dist: ## agents for every supported platform under dist/, with sizes and checksums
+	@VERSION="$(VERSION)" scripts/dist
+
+clean: ## remove what was built, and the demo's data
+	rm -rf bin dist .demo

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -48,7 +47,7 @@ func (p Port) String() string {
 func ParsePort(s string) (Port, error) {
 	number, kind, named := strings.Cut(s, "/")
 	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || n == 0 || number[0] == '0' || number[0] == '+' {
+	if err != nil || number[0] == '0' { // takes no sign; 0 and 080 are out
 		return Port{}, fmt.Errorf("%q is not a port between 1 and 65535", number)
 	}
 	p := Port{Number: uint16(n), Kind: DefaultKind(uint16(n))}
@@ -117,7 +116,7 @@ type Hello struct {
 	Streams    int
 	MessageMax int
 	Early      int
-	EarlyTotal int
+	EarlyTotal int // only with Early
 	Heartbeat  int
 }
 
@@ -156,7 +155,11 @@ func (h Hello) Query() string {
 	add("streams", positive(h.Streams))
 	add("message_max", positive(h.MessageMax))
 	if h.Early > 0 {
-		add("early", positive(h.Early)+","+positive(h.EarlyTotal))
+		early := positive(h.Early)
+		if h.EarlyTotal > 0 {
+			early += "," + positive(h.EarlyTotal)
+		}
+		add("early", early)
 	}
 	add("heartbeat", positive(h.Heartbeat))
 	return b.String()
@@ -171,17 +174,21 @@ func positive(n int) string {
 	return strconv.Itoa(n)
 }
 
+// parameters are those of the control URL, in the order of protocol §3.
+var parameters = [...]string{"device", "ports", "instance", "caps", "streams", "message_max", "early", "heartbeat"}
+
 // ParseHello reads the query of a control URL. Every error is a *ParamError.
-// Whether the device id is one that the edge leases names to is not decided
-// here, only that it is there and not longer than a DNS label.
+// Parameters that it does not know are ignored. Whether the device id is one
+// that the edge leases names to is not decided here, only that it is there and
+// not longer than a DNS label.
 func ParseHello(query string) (Hello, error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return Hello{}, &ParamError{"query", "malformed: " + errors.Unwrap(err).Error()}
+		return Hello{}, &ParamError{"query", printable(err.Error())}
 	}
-	for name, v := range values {
-		if len(v) > 1 {
-			return Hello{}, &ParamError{printable(name), "given more than once"}
+	for _, name := range parameters {
+		if len(values[name]) > 1 {
+			return Hello{}, &ParamError{name, "given more than once"}
 		}
 	}
 	h := Hello{
@@ -195,34 +202,37 @@ func ParseHello(query string) (Hello, error) {
 	if len(h.Device) > 63 {
 		return Hello{}, &ParamError{"device", "longer than 63 characters"}
 	}
-	if !ValidID(h.Instance) {
-		return Hello{}, &ParamError{"instance", "not 32 lower-case hex digits"}
-	}
 	if h.Ports, err = parsePorts(values.Get("ports")); err != nil {
 		return Hello{}, err
 	}
-	early, total, _ := strings.Cut(values.Get("early"), ",")
+	if !ValidID(h.Instance) {
+		return Hello{}, &ParamError{"instance", "not 32 lower-case hex digits"}
+	}
+	early, total, both := strings.Cut(values.Get("early"), ",")
+	if both && (early == "" || total == "") {
+		return Hello{}, &ParamError{"early", "not one number, or two with a comma between"}
+	}
 	bounds := []struct {
 		name     string
 		value    string
 		to       *int
-		min, max int
+		min, max uint64
 	}{
 		{"streams", values.Get("streams"), &h.Streams, 1, MaxStreams},
 		{"message_max", values.Get("message_max"), &h.MessageMax, MinMessage, MaxMessage},
-		{"early", early, &h.Early, 0, MaxMessage},
-		{"early", total, &h.EarlyTotal, 0, 1 << 30},
+		{"early", early, &h.Early, 1, MaxMessage},
+		{"early", total, &h.EarlyTotal, 1, MaxEarlyTotal},
 		{"heartbeat", values.Get("heartbeat"), &h.Heartbeat, MinHeartbeat, MaxHeartbeat},
 	}
 	for _, b := range bounds {
 		if b.value == "" {
 			continue
 		}
-		n, err := strconv.Atoi(b.value)
-		if err != nil || n < b.min || n > b.max {
+		n, err := strconv.ParseUint(b.value, 10, 31) // takes no sign
+		if err != nil || n < b.min || n > b.max || b.value[0] == '0' {
 			return Hello{}, &ParamError{b.name, fmt.Sprintf("not a number from %d to %d", b.min, b.max)}
 		}
-		*b.to = n
+		*b.to = int(n)
 	}
 	return h, nil
 }

@@ -1,9 +1,11 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -43,7 +45,7 @@ type PortInfo struct {
 
 // Open asks for a stream to a port of the device. Edge to agent (protocol §6.1).
 type Open struct {
-	Stream uint32 `json:"stream"`
+	Stream uint32 `json:"stream"` // counts up from 1
 	ID     string `json:"id"`
 	Port   uint16 `json:"port"`
 	From   string `json:"from"` // the visitor's ip:port
@@ -54,7 +56,7 @@ type Open struct {
 // (protocol §6.4).
 type Refused struct {
 	Stream uint32 `json:"stream"`
-	Reason string `json:"reason"`
+	Reason string `json:"reason"` // for people; at most MaxReason bytes
 }
 
 // Drain asks the agent to move to another tunnel within that many seconds.
@@ -74,16 +76,62 @@ func (*Drain) messageType() string    { return "drain" }
 var ErrUnknownMessage = errors.New("wire: unknown message type")
 
 // Encode writes m as one flat JSON object in ASCII, "type" first.
+//
+// What goes from edge to agent, other than Ready, takes at most MaxFlat bytes:
+// a From above MaxFrom is left out, and so are an Addr and, should that not
+// suffice, a URL that no DNS name of 253 characters needs. The reason of Refused
+// is cut to MaxReason bytes.
 func Encode(m Message) []byte {
-	body, err := json.Marshal(m)
-	if err != nil {
+	switch v := m.(type) {
+	case *Open:
+		if len(v.From) > MaxFrom {
+			short := *v
+			short.From = ""
+			m = &short
+		}
+	case *Refused:
+		short := *v
+		short.Reason = cut(v.Reason, MaxReason)
+		m = &short
+	case *PortInfo:
+		b := encode(v)
+		if len(b) <= MaxFlat {
+			return b
+		}
+		short := *v
+		if short.Addr == "" {
+			short.URL = ""
+		}
+		short.Addr = ""
+		return Encode(&short)
+	}
+	return encode(m)
+}
+
+func encode(m Message) []byte {
+	var body bytes.Buffer
+	enc := json.NewEncoder(&body)
+	enc.SetEscapeHTML(false) // a URL keeps its &
+	if err := enc.Encode(m); err != nil {
 		panic("wire: " + err.Error()) // our own types: strings and numbers
 	}
-	b := make([]byte, 0, len(body)+24)
+	b := make([]byte, 0, body.Len()+24)
 	b = append(b, `{"type":"`...)
 	b = append(b, m.messageType()...)
 	b = append(b, `",`...)
-	return appendASCII(b, body[1:])
+	return appendASCII(b, bytes.TrimSuffix(body.Bytes()[1:], []byte("\n")))
+}
+
+// cut shortens s to at most n bytes, at the end of a character.
+func cut(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\ufffd")
+	if len(s) <= n {
+		return s
+	}
+	for !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
 }
 
 // appendASCII appends JSON text, what is not ASCII as \u escapes (RFC 8259 §7).
@@ -104,9 +152,10 @@ func appendASCII(dst, src []byte) []byte {
 	return dst
 }
 
-// Decode reads a text message. Fields it does not know are ignored. The error
-// is ErrUnknownMessage, or says what is malformed; a peer that sends malformed
-// text breaks the protocol (close code 4100).
+// Decode reads a text message. Fields it does not know are ignored, a reason
+// that is too long is cut. The error is ErrUnknownMessage, or says what is
+// malformed; a peer that sends malformed text breaks the protocol (close code
+// 4100).
 func Decode(text []byte) (Message, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("wire: text message longer than %d bytes", MaxText)
@@ -137,45 +186,110 @@ func Decode(text []byte) (Message, error) {
 	if err := json.Unmarshal(text, m); err != nil {
 		return nil, fmt.Errorf("wire: %s: %w", head.Type, err)
 	}
-	return m, check(m)
+	if reason := check(m, len(text)); reason != "" {
+		return nil, fmt.Errorf("wire: %s: %s", head.Type, reason)
+	}
+	if r, ok := m.(*Refused); ok {
+		r.Reason = cut(r.Reason, MaxReason)
+	}
+	return m, nil
 }
 
-// check refuses values that no rule allows, so that users of a decoded message
-// need not.
-func check(m Message) error {
+// check says which value of m no rule allows, so that users of a decoded message
+// need not look: above all, what an agent puts into a request or on a terminal
+// holds no space, line end or other control character. Empty when all is well.
+func check(m Message, size int) string {
 	switch m := m.(type) {
 	case *Ready:
-		switch {
-		case !ValidID(m.Tunnel):
-			return errors.New("wire: ready: tunnel is not an id")
-		case len(m.Transfer) == 0 || m.Transfer[0] != '/':
-			return errors.New("wire: ready: transfer is not an absolute path")
-		case m.Secret == "":
-			return errors.New("wire: ready: no secret")
-		case m.Heartbeat < MinHeartbeat || m.Heartbeat > MaxHeartbeat:
-			return errors.New("wire: ready: heartbeat_s out of range")
-		case m.Streams < 1:
-			return errors.New("wire: ready: streams out of range")
-		}
+		return checkReady(m)
 	case *PortInfo:
-		if m.Port == 0 {
-			return errors.New("wire: port: no port")
+		switch {
+		case size > MaxFlat:
+			return fmt.Sprintf("longer than %d bytes", MaxFlat)
+		case m.Port == 0:
+			return "no port"
+		case m.Kind == "" || !visible(string(m.Kind), maxKind):
+			return "kind is not a word"
+		case !visible(m.URL, MaxFlat):
+			return "url is not plain ASCII"
+		case !visible(m.Addr, MaxFlat):
+			return "addr is not plain ASCII"
 		}
 	case *Open:
 		switch {
+		case size > MaxFlat:
+			return fmt.Sprintf("longer than %d bytes", MaxFlat)
+		case m.Stream == 0:
+			return "no stream"
 		case !ValidID(m.ID):
-			return errors.New("wire: open: id is not an id")
+			return "id is not 32 lower-case hex digits"
 		case m.Port == 0:
-			return errors.New("wire: open: no port")
+			return "no port"
+		case !visible(m.From, MaxFrom):
+			return fmt.Sprintf("from is not plain ASCII of at most %d characters", MaxFrom)
+		case m.Early < 0 || m.Early > MaxMessage:
+			return "early is out of range"
 		}
 	case *Refused:
-		if len(m.Reason) > MaxText {
-			return errors.New("wire: refused: reason too long")
+		if m.Stream == 0 {
+			return "no stream"
 		}
 	case *Drain:
-		if m.Within < 0 {
-			return errors.New("wire: drain: within_s is negative")
+		switch {
+		case size > MaxFlat:
+			return fmt.Sprintf("longer than %d bytes", MaxFlat)
+		case m.Within < 0 || m.Within > MaxDrain:
+			return "within_s is out of range"
 		}
 	}
-	return nil
+	return ""
+}
+
+func checkReady(m *Ready) string {
+	switch {
+	case !ValidID(m.Tunnel):
+		return "tunnel is not 32 lower-case hex digits"
+	case !visible(m.Caps, maxCaps):
+		return "caps is not a list of names"
+	case m.Heartbeat < MinHeartbeat || m.Heartbeat > MaxHeartbeat:
+		return "heartbeat_s is out of range"
+	case !visible(m.Label, 63) || !visible(m.Hostname, 253): // RFC 1035 §2.3.4
+		return "label or hostname is not a DNS name"
+	case m.Lease < 0:
+		return "lease_s is out of range"
+	case m.Streams < 1 || m.Streams > MaxStreams:
+		return "streams is out of range"
+	case m.MessageMax < MinMessage || m.MessageMax > MaxMessage:
+		return "message_max is out of range"
+	case m.Early < 0 || m.Early > MaxMessage || m.EarlyTotal < 0 || m.EarlyTotal > MaxEarlyTotal:
+		return "early or early_total is out of range"
+	// `//host/…` would be resolved against the URL as another host (RFC 3986 §4.2).
+	case !visible(m.Transfer, MaxTransfer) || !strings.HasPrefix(m.Transfer, "/") || strings.HasPrefix(m.Transfer, "//"):
+		return "transfer is not an absolute path"
+	case !strings.Contains(m.Transfer, "?") || strings.Contains(m.Transfer, "#"):
+		return "transfer does not end in a query"
+	case m.Secret == "" || !visible(m.Secret, MaxSecret):
+		return fmt.Sprintf("secret is not plain ASCII of 1 to %d characters", MaxSecret)
+	}
+	return ""
+}
+
+// Bounds of names that this version may not know.
+const (
+	maxKind = 16
+	maxCaps = 128
+)
+
+// visible reports whether s is at most most characters of ASCII, none of them a
+// space or a control character.
+func visible(s string, most int) bool {
+	if len(s) > most {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] <= ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }

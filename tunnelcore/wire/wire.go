@@ -21,8 +21,10 @@ const (
 	TransferPath = "/.iottunnel/v1/transfer"
 	// Subprotocol is the value of Sec-WebSocket-Protocol on both sockets.
 	Subprotocol = "iottunnel.v1"
-	// Versions lists the versions served, for the answer to an unknown one.
-	Versions = "v1"
+	// Versions lists the versions served, separated by commas. It is the value of
+	// VersionsHeader in the answer to an unknown one.
+	Versions       = "v1"
+	VersionsHeader = "Iottunnel-Versions"
 )
 
 // Limits that both ends rely on (protocol §8). Bytes, unless the name says
@@ -40,9 +42,21 @@ const (
 	MinMessage     = 512
 	MaxMessage     = 1 << 20
 	DefaultMessage = 64 << 10
-	// MaxStreams bounds the streams that an agent may offer.
+	// MaxStreams bounds the streams that an agent may offer; DefaultStreams is
+	// what an edge allows unless it is configured otherwise.
 	MaxStreams     = 65535
 	DefaultStreams = 256
+	// MaxEarlyTotal bounds the early bytes of all streams that an agent may offer.
+	MaxEarlyTotal = 1 << 30
+	// MaxTransfer and MaxSecret bound `transfer` and `secret` of `ready`, so that
+	// an agent can keep them in place.
+	MaxTransfer = 512
+	MaxSecret   = 128
+	// MaxFrom bounds `from` of `open`: brackets (2), an IPv6 address (39), % and
+	// the name of an interface (16), a colon and a port (6) make 63.
+	MaxFrom = 64
+	// MaxDrain bounds `within_s` of `drain`: a day, in seconds.
+	MaxDrain = 86400
 	// MaxReason bounds the reason in `refused` and in a close frame (RFC 6455
 	// §5.5: a control frame carries at most 125 bytes, 2 of them the code).
 	MaxReason = 123

@@ -1,0 +1,228 @@
+package wire
+
+import (
+	"bytes"
+	"crypto/sha1"
+	"encoding/base64"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// step is an element of testdata/transcript.json: what one side sends in one go.
+type step struct {
+	Name   string `json:"name"`
+	Socket string `json:"socket"` // control or transfer
+	From   string `json:"from"`   // agent or edge
+	Kind   string `json:"kind"`   // http, text, binary, ping, pong, close
+	// Payload is the head of an HTTP message or the unmasked payload of a frame;
+	// of a close frame the reason, while Code is its code.
+	Payload string `json:"payload"`
+	Code    int    `json:"code,omitempty"`
+	Hex     string `json:"hex"` // every byte on the connection
+}
+
+// The keys of RFC 6455 §1.3 and §5.7. A real agent draws new ones.
+const (
+	handshakeKey = "dGhlIHNhbXBsZSBub25jZQ=="
+	acceptValue  = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+)
+
+var maskKey = [4]byte{0x37, 0xfa, 0x21, 0x3d}
+
+// transcript is a whole session of a device with a visitor on its port 80 and one
+// on its port 22. Frame headers are put together here, by hand (RFC 6455 §5.2);
+// the messages come from Encode, the control URL from Query.
+func transcript(t *testing.T) []step {
+	t.Helper()
+	if sum := sha1.Sum([]byte(handshakeKey + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11")); base64.StdEncoding.EncodeToString(sum[:]) != acceptValue {
+		t.Fatal("the accept value is not that of the key")
+	}
+	hello := Hello{Device: "cam-17", Ports: []Port{{80, HTTP}, {22, TCP}}, Instance: instance, Heartbeat: 25}
+	const visitor, service = "GET / HTTP/1.1\r\nHost: k3qz7h5mwx2c4v6b.devices.example.net\r\nConnection: close\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n21.5 \xc2\xb0C"
+	return []step{
+		handshake("the agent asks for a control socket", "control", ControlPath+"?"+hello.Query(), "cam-17-token"),
+		switched("the edge agrees", "control"),
+		message("the tunnel is up", "edge", ready()),
+		message("where port 80 is reached", "edge", &PortInfo{Port: 80, Kind: HTTP, URL: "https://k3qz7h5mwx2c4v6b.devices.example.net/"}),
+		message("where port 22 is reached", "edge", &PortInfo{Port: 22, Kind: TCP, Addr: "tcp.devices.example.net:20022"}),
+		frame("a heartbeat", "control", "edge", "ping", "7"),
+		frame("its answer, with the payload of the ping", "control", "agent", "pong", "7"),
+		message("a visitor wants port 80", "edge", &Open{Stream: 1, ID: streamID, Port: 80, From: "203.0.113.9:51234"}),
+		handshake("the agent has reached its port 80 and asks for a transfer socket", "transfer", transfer+"&id="+streamID, secret),
+		switched("the edge agrees", "transfer"),
+		frame("what the visitor sends", "transfer", "edge", "binary", visitor),
+		frame("what the service answers", "transfer", "agent", "binary", service),
+		frame("the service has sent everything", "transfer", "agent", "binary", ""),
+		frame("the visitor has sent everything", "transfer", "edge", "binary", ""),
+		closing("both directions have ended", "transfer", "edge", CloseNormal, ""),
+		closing("so say both", "transfer", "agent", CloseNormal, ""),
+		message("a visitor wants port 22", "edge", &Open{Stream: 2, ID: instance, Port: 22, From: "[2001:db8::9]:40000"}),
+		message("nothing listens there", "agent", &Refused{Stream: 2, Reason: "connection refused"}),
+		closing("the edge is about to restart", "control", "edge", CloseRestart, "restart"),
+		closing("the agent echoes the code, and the edge closes TCP", "control", "agent", CloseRestart, ""),
+	}
+}
+
+func handshake(name, socket, target, bearer string) step {
+	return httpHead(name, socket, "agent", "GET "+target+" HTTP/1.1",
+		"Host: edge.example.com", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: "+handshakeKey,
+		"Sec-WebSocket-Version: 13", "Sec-WebSocket-Protocol: "+Subprotocol, "Authorization: Bearer "+bearer)
+}
+
+func switched(name, socket string) step {
+	return httpHead(name, socket, "edge", "HTTP/1.1 101 Switching Protocols",
+		"Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Accept: "+acceptValue, "Sec-WebSocket-Protocol: "+Subprotocol)
+}
+
+func httpHead(name, socket, from string, lines ...string) step {
+	head := strings.Join(lines, "\r\n") + "\r\n\r\n"
+	return step{Name: name, Socket: socket, From: from, Kind: "http", Payload: head, Hex: hex.EncodeToString([]byte(head))}
+}
+
+func message(name, from string, m Message) step {
+	return frame(name, "control", from, "text", string(Encode(m)))
+}
+
+func closing(name, socket, from string, code int, reason string) step {
+	s := frame(name, socket, from, "close", string([]byte{byte(code >> 8), byte(code)})+reason)
+	s.Payload, s.Code = reason, code
+	return s
+}
+
+// frame spells a whole message in one frame: FIN and opcode, MASK and length, the
+// key, the payload. The agent is the WebSocket client, which masks.
+func frame(name, socket, from, kind, payload string) step {
+	opcode := map[string]byte{"text": 0x1, "binary": 0x2, "close": 0x8, "ping": 0x9, "pong": 0xa}[kind]
+	b := []byte{0x80 | opcode}
+	mask := byte(0)
+	if from == "agent" {
+		mask = 0x80
+	}
+	switch n := len(payload); {
+	case n < 126:
+		b = append(b, mask|byte(n))
+	case n < 1<<16:
+		b = append(b, mask|126, byte(n>>8), byte(n))
+	default:
+		panic("no message of the transcript is that long")
+	}
+	if mask != 0 {
+		b = append(b, maskKey[:]...)
+		for i := range len(payload) {
+			b = append(b, payload[i]^maskKey[i%4])
+		}
+	} else {
+		b = append(b, payload...)
+	}
+	return step{Name: name, Socket: socket, From: from, Kind: kind, Payload: payload, Hex: hex.EncodeToString(b)}
+}
+
+// TestTranscriptDecodes reads the messages of the transcript back, in case the
+// one who wrote them and the one who encodes them agree on what is wrong.
+func TestTranscriptDecodes(t *testing.T) {
+	for i, s := range transcript(t) {
+		if s.Kind == "text" {
+			if _, err := Decode([]byte(s.Payload)); err != nil {
+				t.Errorf("step %d: %v", i+1, err)
+			}
+		}
+		if target, ok := strings.CutPrefix(s.Payload, "GET "+ControlPath+"?"); ok && s.Kind == "http" {
+			query, _, _ := strings.Cut(target, " ")
+			if _, err := ParseHello(query); err != nil {
+				t.Errorf("step %d: %v", i+1, err)
+			}
+		}
+	}
+}
+
+// TestTranscriptDocumented holds the last section of docs/protocol.md to the
+// transcript. With -update it writes it.
+func TestTranscriptDocumented(t *testing.T) {
+	const begin, end = "<!-- transcript: go test ./tunnelcore/wire -update -->\n", "<!-- end of transcript -->\n"
+	path := filepath.Join("..", "..", "docs", "protocol.md")
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok1 := bytes.Cut(doc, []byte(begin))
+	got, after, ok2 := bytes.Cut(rest, []byte(end))
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has no place for the transcript", path)
+	}
+	want := []byte(readable(transcript(t)))
+	if bytes.Equal(got, want) {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s shows another transcript than testdata; go test -update", path)
+	}
+	doc = bytes.Join([][]byte{before, []byte(begin), want, []byte(end), after}, nil)
+	if err := os.WriteFile(path, doc, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// readable is the transcript in Markdown: HTTP as text, frames as text and hex.
+func readable(steps []step) string {
+	var b strings.Builder
+	for i, s := range steps {
+		to := map[string]string{"agent": "edge", "edge": "agent"}[s.From]
+		fmt.Fprintf(&b, "%d. %s → %s, %s socket: %s\n\n", i+1, s.From, to, s.Socket, s.Name)
+		b.WriteString("   ```\n")
+		if s.Kind == "http" {
+			for line := range strings.SplitSeq(strings.TrimSuffix(s.Payload, "\r\n"), "\r\n") {
+				b.WriteString(strings.TrimRight("   "+line, " ") + "\n")
+			}
+			b.WriteString("   ```\n\n")
+			continue
+		}
+		what := s.Kind
+		if s.Code != 0 {
+			what += fmt.Sprintf(" %d", s.Code)
+		}
+		fmt.Fprintf(&b, "   %s, %d bytes: %s\n", what, len(s.Payload)+2*min(s.Code, 1), spelled(s.Payload))
+		raw := s.Hex
+		for len(raw) > 0 {
+			n := min(len(raw), 64)
+			fmt.Fprintf(&b, "   %s\n", spaced(raw[:n]))
+			raw = raw[n:]
+		}
+		b.WriteString("   ```\n\n")
+	}
+	return b.String()
+}
+
+// spelled is a payload on one line: what is not printable ASCII as in C.
+func spelled(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		switch {
+		case c == '\r':
+			b.WriteString(`\r`)
+		case c == '\n':
+			b.WriteString(`\n`)
+		case c < ' ' || c > '~':
+			fmt.Fprintf(&b, `\x%02x`, c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// spaced puts a space between two bytes of hex.
+func spaced(digits string) string {
+	var b strings.Builder
+	for i := 0; i < len(digits); i += 2 {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(digits[i : i+2])
+	}
+	return b.String()
+}

@@ -69,6 +69,9 @@ func (e *CloseError) Error() string {
 	return fmt.Sprintf("socket: closed with code %d: %s", e.Code, e.Reason)
 }
 
+// epoch is what pingAt counts from, on the monotonic clock.
+var epoch = time.Now()
+
 // ErrTooBig is ReadMessage's answer to a message above its limit.
 var ErrTooBig = errors.New("socket: message too big")
 
@@ -97,6 +100,9 @@ type Socket struct {
 	readErr   error // sticky, deadlines excepted
 
 	heard atomic.Uint32 // grows with each frame and each piece of payload that came in
+
+	pingAt atomic.Int64 // when the unanswered ping was sent, in ns since epoch; 0: none is
+	rtt    atomic.Int64 // of the last ping that was answered, in ns
 
 	// writeMu guards the writing side of conn and the fields below it.
 	writeMu      sync.Mutex
@@ -132,6 +138,9 @@ func (s *Socket) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
 // Heard is a number that changes whenever something came in.
 func (s *Socket) Heard() uint32 { return s.heard.Load() }
+
+// RTT is the round trip of the last ping that was answered; 0 before.
+func (s *Socket) RTT() time.Duration { return time.Duration(s.rtt.Load()) }
 
 // Close ends the connection at once, without a close frame.
 func (s *Socket) Close() error { return s.conn.Close() }
@@ -332,6 +341,10 @@ func (s *Socket) control(op byte, payload []byte) error {
 	switch op {
 	case opPing:
 		s.answer(payload)
+	case opPong:
+		if at := s.pingAt.Swap(0); at != 0 {
+			s.rtt.Store(int64(time.Since(epoch)) - at)
+		}
 	case opClose:
 		e := &CloseError{Code: CloseNoStatus}
 		if len(payload) == 1 {

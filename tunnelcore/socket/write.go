@@ -28,6 +28,7 @@ func (s *Socket) Ping() (sent bool, err error) {
 		return false, nil
 	}
 	defer s.unlock()
+	s.pingAt.Store(int64(time.Since(epoch)))
 	return true, s.writeLocked(opPing, nil)
 }
 

@@ -3,15 +3,22 @@
 package tunnelcore
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
-	"net"
-	"net/http"
-	"net/netip"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
+
+// refusalsLogged bounds the log lines per second that strangers can cause.
+const refusalsLogged = 50
 
 // Config is what a hub is made of; it does not change while the hub lives.
 type Config struct {
@@ -21,54 +28,214 @@ type Config struct {
 }
 
 // Hub holds the tunnels of one node. All methods may be called concurrently.
-type Hub struct{}
+//
+// Locks, outer before inner: Hub.mu, device.mu, tunnel.mu. None is held during
+// I/O or a callback.
+type Hub struct {
+	node     registry.NodeRef
+	reg      registry.Registry
+	settings atomic.Pointer[Settings]
+	started  time.Time
 
-// New makes a hub. It takes ownership of c.Registry.
-func New(c Config) (*Hub, error) { return nil, errors.New("not yet") }
+	// wg counts the goroutines and streams of the hub; begin and end change it.
+	wg sync.WaitGroup
+	// ctx ends when Shutdown runs out of patience: registry calls and loops end.
+	ctx    context.Context
+	cancel context.CancelFunc
+	// changed wakes the loops after Update.
+	changed chan struct{}
 
-// Update replaces the settings.
-func (h *Hub) Update(s Settings) {}
+	handshakes handshakeLimiter
+	arrivals   bucket
+	refusals   bucket // of log lines
 
-// ServeAgent answers a request under wire.Root: it accepts control and transfer
-// sockets and refuses the rest. It returns as soon as a socket is handed over,
-// so that nothing of the request is kept alive. from is the agent's address, as
-// the host trusts it.
-func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr) {}
+	// labels holds the live tunnel of each label: the visitors' way past mu.
+	labels sync.Map // string → *tunnel
 
-// ErrOtherHost is Lookup's answer to a host that is not directly under the
-// domain of the devices.
-var ErrOtherHost = errors.New("tunnelcore: not a device hostname")
-
-// Target is a port of a device that a hostname names.
-type Target struct {
-	Device string
-	Label  string
-	Node   string
-	Tunnel string // of the live tunnel; changes with each reconnect
-	Port   uint16
-	Kind   wire.Kind
-	Online bool
+	// mu guards what follows.
+	mu       sync.Mutex
+	stopping bool
+	devices  map[string]*device   // those with a tunnel, with streams, or just gone
+	gone     map[*device]struct{} // those of devices without a tunnel
+	tunnels  map[string]*tunnel   // by tunnel id
+	claiming map[string]struct{}
+	wheel    wheel
 }
 
-// Lookup resolves a visitor's Host. It returns ErrOtherHost, or an
-// *answers.Error (unknown_device; unavailable when the registry cannot tell).
-// The device may be offline.
-func (h *Hub) Lookup(ctx context.Context, host string) (Target, error) { return Target{}, nil }
+// New makes a hub and takes ownership of c.Registry, also when it fails. It
+// fails when another live process has the same node id.
+func New(c Config) (*Hub, error) {
+	h := &Hub{
+		node:     registry.NodeRef{ID: c.Node, Epoch: wire.NewID()},
+		reg:      c.Registry,
+		started:  time.Now(),
+		changed:  make(chan struct{}, 1),
+		devices:  make(map[string]*device),
+		gone:     make(map[*device]struct{}),
+		tunnels:  make(map[string]*tunnel),
+		claiming: make(map[string]struct{}),
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.store(c.Settings)
+	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+	defer cancel()
+	if err := h.beat(ctx); err != nil {
+		h.cancel()
+		return nil, errors.Join(fmt.Errorf("node %q: %w", c.Node, err), c.Registry.Close())
+	}
+	h.wg.Go(h.housekeeping)
+	h.wg.Go(h.beating)
+	h.wg.Go(h.refreshing)
+	return h, nil
+}
 
-// Await is Lookup for a visitor who wants to be served: for a device whose
-// tunnel has just ended uncleanly it waits, up to Settings.Wait, for the next
-// one. A device that stays offline is an *answers.Error (device_offline).
-func (h *Hub) Await(ctx context.Context, host string) (Target, error) { return Target{}, nil }
+// Update replaces the settings. Live tunnels are authorised again: those that
+// fail are closed with code 4003.
+func (h *Hub) Update(s Settings) {
+	h.store(s)
+	select {
+	case h.changed <- struct{}{}:
+	default: // a wake-up is due already
+	}
+	if h.begin() {
+		go func() { // housekeeping of the hub: Shutdown waits for it
+			defer h.wg.Done()
+			h.reauthorise()
+		}()
+	}
+}
 
-// Dial opens a stream to a port of a connected device, on behalf of a visitor at
-// from. Errors are *answers.Error: device_offline, device_refused, device_timeout,
-// device_busy, unknown_device. The connection has CloseWrite() error, and
-// Abort(): see package stream.
-func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (net.Conn, error) {
-	return nil, nil
+// store makes s the settings in force, with what is missing filled in.
+func (h *Hub) store(s Settings) {
+	d := Defaults()
+	s.Scheme = cmp.Or(s.Scheme, d.Scheme)
+	s.Hostname = cmp.Or(s.Hostname, d.Hostname)
+	s.Lease = cmp.Or(s.Lease, d.Lease)
+	s.Heartbeat = cmp.Or(s.Heartbeat, d.Heartbeat)
+	s.OpenTimeout = cmp.Or(s.OpenTimeout, d.OpenTimeout)
+	s.Limits = s.Limits.orDefaults(d.Limits)
+	if s.Logger == nil {
+		s.Logger = slog.New(slog.DiscardHandler)
+	}
+	h.settings.Store(&s)
+	h.handshakes.setLimit(s.Limits.UnauthenticatedPerAddress)
+	h.arrivals.setRate(s.Limits.NewTunnels)
+	h.refusals.setRate(refusalsLogged)
+}
+
+func (h *Hub) log() *slog.Logger { return h.settings.Load().Logger }
+
+// emit tells the host of an event.
+func (h *Hub) emit(name string, data map[string]any) {
+	if f := h.settings.Load().Events; f != nil {
+		f(name, data)
+	}
+}
+
+// begin counts something that Shutdown waits for; false once it has begun to.
+// The counterpart is wg.Done.
+func (h *Hub) begin() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopping {
+		return false
+	}
+	h.wg.Add(1)
+	return true
+}
+
+// reauthorise closes the tunnels that today's authenticators do not let in.
+func (h *Hub) reauthorise() {
+	s := h.settings.Load()
+	for _, t := range h.live() {
+		err := authenticate(h.ctx, s.Authenticators, t.credential)
+		if err != nil && h.ctx.Err() == nil {
+			t.log().Warn("authorisation withdrawn", "reason", err)
+			t.close(wire.CloseRevoked, "authorisation withdrawn")
+			t.device.dropStreams()
+		}
+	}
+}
+
+// live returns the tunnels there are.
+func (h *Hub) live() []*tunnel {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*tunnel, 0, len(h.tunnels))
+	for _, t := range h.tunnels {
+		all = append(all, t)
+	}
+	return all
+}
+
+// Tunnels is the number of live tunnels.
+func (h *Hub) Tunnels() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.tunnels)
 }
 
 // Shutdown tells agents to come back (close code 1012), lets streams run until
 // ctx ends, closes what is left, and waits for every goroutine of the hub. It
 // closes the registry last.
-func (h *Hub) Shutdown(ctx context.Context) error { return nil }
+func (h *Hub) Shutdown(ctx context.Context) error {
+	h.mu.Lock()
+	if h.stopping {
+		h.mu.Unlock()
+		return nil
+	}
+	h.stopping = true
+	h.mu.Unlock()
+	for _, t := range h.live() {
+		t.closeSoon(wire.CloseRestart, "edge is stopping")
+	}
+	h.waitForStreams(ctx)
+	h.cancel()
+	h.mu.Lock()
+	devices := make([]*device, 0, len(h.devices))
+	for _, d := range h.devices {
+		devices = append(devices, d)
+	}
+	h.mu.Unlock()
+	for _, t := range h.live() {
+		t.sock.Close()
+	}
+	for _, d := range devices {
+		d.dropStreams()
+	}
+	h.wg.Wait()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), registryTimeout)
+	defer cancel()
+	return errors.Join(h.reg.Leave(last, h.node), h.reg.Close())
+}
+
+// waitForStreams returns when no tunnel and no stream is left, or with ctx.
+func (h *Hub) waitForStreams(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for h.busy() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (h *Hub) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.tunnels) > 0 {
+		return true
+	}
+	for _, d := range h.devices {
+		if d.streaming() {
+			return true
+		}
+	}
+	return false
+}
+
+// hashed is what is kept of a secret: comparing hashes takes the same time
+// wherever they differ.
+func hashed(secret string) [sha256.Size]byte { return sha256.Sum256([]byte(secret)) }

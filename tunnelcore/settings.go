@@ -1,6 +1,7 @@
 package tunnelcore
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 
@@ -81,5 +82,19 @@ func Defaults() Settings {
 			HeaderBytes:               8 << 10,
 			UnauthenticatedPerAddress: 32,
 		},
+	}
+}
+
+// orDefaults fills in what is zero.
+func (l Limits) orDefaults(d Limits) Limits {
+	return Limits{
+		Tunnels:                   cmp.Or(l.Tunnels, d.Tunnels),
+		NewTunnels:                cmp.Or(l.NewTunnels, d.NewTunnels),
+		StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, d.StreamsPerDevice),
+		StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, d.StreamsPerAddress),
+		BufferPerDevice:           cmp.Or(l.BufferPerDevice, d.BufferPerDevice),
+		HandshakeTimeout:          cmp.Or(l.HandshakeTimeout, d.HandshakeTimeout),
+		HeaderBytes:               cmp.Or(l.HeaderBytes, d.HeaderBytes),
+		UnauthenticatedPerAddress: cmp.Or(l.UnauthenticatedPerAddress, d.UnauthenticatedPerAddress),
 	}
 }

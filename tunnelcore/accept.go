@@ -1,0 +1,405 @@
+package tunnelcore
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// labelTries bounds the labels that are drawn for one claim. With 80 random bits
+// the first is free.
+const labelTries = 5
+
+// ServeAgent answers a request under wire.Root: it accepts control and transfer
+// sockets and refuses the rest. It returns as soon as a socket is handed over,
+// so that nothing of the request is kept alive. from is the agent's address, as
+// the host trusts it.
+func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr) {
+	if !h.begin() {
+		h.refuse(w, r, from, stopping)
+		return
+	}
+	defer h.wg.Done()
+	var err error
+	switch {
+	case r.URL.Path != wire.ControlPath && r.URL.Path != wire.TransferPath:
+		err = wrongPath(r.URL.Path)
+	default:
+		if err = h.checkHandshake(r, from); err != nil {
+			break
+		}
+		if r.URL.Path == wire.ControlPath {
+			err = h.acceptControl(w, r, from)
+		} else {
+			err = h.acceptTransfer(w, r, from)
+		}
+	}
+	if err != nil {
+		h.refuse(w, r, from, err)
+	}
+}
+
+var stopping = &answers.Error{Code: wire.Unavailable, Message: "this node is stopping", RetryAfter: time.Second}
+
+// errGone: the connection ended during the upgrade; there is nobody to answer.
+var errGone = errors.New("the agent left during the upgrade")
+
+// refuse answers a handshake that failed, and logs it.
+func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, err error) {
+	if h.refusals.take() {
+		h.log().Warn("agent refused", "path", r.URL.Path, "device", r.URL.Query().Get("device"),
+			"remote", from, "reason", err)
+	}
+	if errors.Is(err, errGone) {
+		return
+	}
+	answer := answers.From(err)
+	if answer.Code == wire.UpgradeRequired {
+		w.Header().Set("Upgrade", "websocket")
+		w.Header().Set("Iottunnel-Versions", wire.Versions)
+	}
+	answer.WriteJSON(w)
+}
+
+func wrongPath(path string) error {
+	version, _, _ := strings.Cut(strings.TrimPrefix(path, wire.Root), "/")
+	if version == "v1" {
+		return &answers.Error{Code: wire.BadRequest, Message: "no such path: control or transfer"}
+	}
+	return &answers.Error{Code: wire.UpgradeRequired, Message: "versions served here: " + wire.Versions}
+}
+
+// checkHandshake checks what both sockets have in common (protocol §2).
+func (h *Hub) checkHandshake(r *http.Request, from netip.Addr) error {
+	s := h.settings.Load()
+	origin := strings.ToLower(r.Header.Get("Origin"))
+	switch {
+	case strings.HasPrefix(origin, "http:") || strings.HasPrefix(origin, "https:"):
+		return &answers.Error{Code: wire.Forbidden, Message: "web pages may not open tunnels (an Origin was sent)"}
+	case r.ProtoMajor != 1 || !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", "websocket"):
+		return &answers.Error{Code: wire.UpgradeRequired, Message: "a WebSocket upgrade over HTTP/1.1 is needed here"}
+	case r.Method != http.MethodGet:
+		return &answers.Error{Code: wire.BadRequest, Message: "method is not GET"}
+	case !hasToken(r.Header, "Sec-Websocket-Protocol", wire.Subprotocol):
+		return &answers.Error{Code: wire.BadRequest, Message: "Sec-WebSocket-Protocol does not offer " + wire.Subprotocol}
+	case headerSize(r) > s.Limits.HeaderBytes:
+		return &answers.Error{Code: wire.BadRequest, Message: "request header is too large"}
+	case r.TLS == nil && !s.AllowPlaintext && !from.IsLoopback():
+		return &answers.Error{Code: wire.Forbidden, Message: "TLS is needed here: use wss"}
+	}
+	return nil
+}
+
+// hasToken reports whether a header's comma-separated list holds token.
+func hasToken(h http.Header, name, token string) bool {
+	for _, line := range h[name] {
+		for item := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.TrimSpace(item), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// headerSize is about what the header took on the wire.
+func headerSize(r *http.Request) int {
+	n := len(r.RequestURI)
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(v) + 4
+		}
+	}
+	return n
+}
+
+func bearer(r *http.Request) string {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
+}
+
+// acceptControl authenticates an agent, claims its device and starts its tunnel.
+func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.Addr) error {
+	done, retry, ok := h.handshakes.begin(from)
+	if !ok {
+		return &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many handshakes from this address"}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), h.settings.Load().Limits.HandshakeTimeout)
+	defer cancel()
+	t, err := h.authorise(ctx, r, from)
+	done(err == nil)
+	if err != nil {
+		return err
+	}
+	if h.Tunnels() >= h.settings.Load().Limits.Tunnels {
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 30 * time.Second, Message: "this node has as many tunnels as it may"}
+	}
+	if !h.arrivals.take() {
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Message: "too many agents arrive at once"}
+	}
+	defer h.unclaim(t.holder.Tunnel)
+	lease, err := h.claim(ctx, t)
+	if err != nil {
+		return err
+	}
+	t.holder, t.label = lease.Holder, lease.Label
+	if err := h.start(t, w, r); err != nil {
+		h.giveBack(t)
+		return err
+	}
+	t.log().Info("tunnel up", "label", t.label, "remote", from, "ports", len(t.hello.Ports), "new_name", lease.Fresh)
+	h.emit("online", map[string]any{"device": t.holder.Device, "label": t.label})
+	return nil
+}
+
+// authorise reads who comes, and makes sure that it is who it says. The tunnel it
+// returns has no lease and no socket yet.
+func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (*tunnel, error) {
+	s := h.settings.Load()
+	hello, err := wire.ParseHello(r.URL.RawQuery)
+	if err == nil {
+		if bad := names.CheckDevice(hello.Device); bad != nil {
+			err = &wire.ParamError{Name: "device", Reason: bad.Error()}
+		}
+	}
+	if err != nil {
+		return nil, &answers.Error{Code: wire.BadRequest, Message: err.Error()}
+	}
+	c := Credential{Device: hello.Device, Token: bearer(r), Remote: from}
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		c.TLS = r.TLS // kept for as long as the tunnel lives, so only where it says something
+	}
+	if err := authenticate(ctx, s.Authenticators, c); err != nil {
+		return nil, &answers.Error{Code: wire.Unauthorized, Message: "device or token is wrong", Cause: err}
+	}
+	heartbeat := s.Heartbeat
+	if hello.Heartbeat > 0 {
+		heartbeat = time.Duration(hello.Heartbeat) * time.Second
+	}
+	secret := wire.NewID()
+	return &tunnel{
+		hub:        h,
+		holder:     registry.Holder{Device: hello.Device, Tunnel: wire.NewID()},
+		hello:      hello,
+		heartbeat:  heartbeat,
+		streams:    within(hello.Streams, s.Limits.StreamsPerDevice),
+		messageMax: within(hello.MessageMax, wire.DefaultMessage),
+		secret:     secret,
+		hash:       hashed(secret),
+		credential: c,
+		remote:     from,
+		since:      time.Now(),
+		ended:      make(chan struct{}),
+		opening:    make(map[string]*opening),
+	}, nil
+}
+
+// within is what an agent asks for, if it does, up to most.
+func within(asked, most int) int {
+	if asked > 0 {
+		return min(asked, most)
+	}
+	return most
+}
+
+// claim takes the device for t. A live tunnel of another instance keeps it; one
+// that is dead is evicted.
+func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
+	h.mu.Lock()
+	h.claiming[t.holder.Tunnel] = struct{}{}
+	h.mu.Unlock()
+	s := h.settings.Load()
+	c := registry.Claim{
+		Device:   t.holder.Device,
+		Instance: t.hello.Instance,
+		Tunnel:   t.holder.Tunnel,
+		Node:     h.node,
+		Lease:    s.Lease,
+	}
+	for range labelTries {
+		c.Label = c.Device
+		if s.Hostname == HostnameRandom {
+			c.Label = names.NewLabel()
+		}
+		lease, err := h.reg.Claim(ctx, c)
+		var held *registry.HeldError
+		switch {
+		case err == nil:
+			return lease, nil
+		case errors.Is(err, registry.ErrLabelTaken) && s.Hostname == HostnameRandom:
+		case errors.Is(err, registry.ErrLabelTaken):
+			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Minute, Cause: err,
+				Message: "the name of this device is leased to another one"}
+		case errors.As(err, &held):
+			if h.incumbentLives(ctx, held.Incumbent) {
+				return registry.Lease{}, &answers.Error{Code: wire.DeviceConnected, RetryAfter: 10 * time.Second,
+					Message: "another device of this name is connected"}
+			}
+			c.Evict = held.Incumbent.Holder
+		default:
+			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Cause: err,
+				Message: "the registry does not answer"}
+		}
+	}
+	return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second,
+		Message: "the device is claimed by several agents at once"}
+}
+
+// incumbentLives asks the tunnel that holds a device for a sign of life.
+func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) bool {
+	if i.Node.ID != h.node.ID {
+		return true // its node is live, and nobody here can ask it
+	}
+	h.mu.Lock()
+	t := h.tunnels[i.Tunnel]
+	_, claiming := h.claiming[i.Tunnel]
+	h.mu.Unlock()
+	if t == nil {
+		return claiming // about to be up; else the registry missed its end
+	}
+	return t.alive(ctx)
+}
+
+func (h *Hub) unclaim(tunnel string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.claiming, tunnel)
+}
+
+// giveBack releases the claim of a tunnel that never came up.
+func (h *Hub) giveBack(t *tunnel) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), registryTimeout)
+	defer cancel()
+	err := h.reg.Release(ctx, t.holder, h.settings.Load().Lease, "connection lost during the handshake")
+	if err != nil && !errors.Is(err, registry.ErrLost) {
+		t.log().Error("lease not released; it ends by itself", "error", err)
+	}
+}
+
+// start upgrades the connection and puts the tunnel into the hub.
+func (h *Hub) start(t *tunnel, w http.ResponseWriter, r *http.Request) error {
+	sock, err := upgrade(w, r, socket.SmallBuffer)
+	if err != nil {
+		return err
+	}
+	sock.SetWriteTimeout(controlWrite)
+	t.sock = sock
+	old, drop, ok := h.register(t)
+	if !ok {
+		// Best effort: the agent comes back, and learns more then.
+		_ = sock.WriteClose(wire.CloseRestart, "not needed any more", closeTime)
+		sock.Close()
+		return errGone
+	}
+	abortAll(drop)
+	if old != nil {
+		old.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
+	}
+	go t.run() // register counted it; Shutdown waits for it
+	return nil
+}
+
+func upgrade(w http.ResponseWriter, r *http.Request, buffer int) (*socket.Socket, error) {
+	sock, err := socket.Accept(w, r, wire.Subprotocol, buffer)
+	var refused *socket.StatusError
+	switch {
+	case errors.As(err, &refused):
+		return nil, &answers.Error{Code: wire.BadRequest, Message: string(refused.Body), Cause: err}
+	case err != nil:
+		return nil, errors.Join(errGone, err)
+	}
+	return sock, nil
+}
+
+// register makes t its device's tunnel, and counts its goroutine. ok is false
+// when a newer tunnel is there, or the hub stops.
+func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopping {
+		return nil, nil, false
+	}
+	t.device = h.deviceLocked(t.holder.Device)
+	if old, drop, ok = t.device.take(t, t.streams); !ok {
+		return nil, nil, false
+	}
+	h.wg.Add(1)
+	delete(h.gone, t.device)
+	h.tunnels[t.holder.Tunnel] = t
+	h.labels.Store(t.label, t)
+	t.pulse.heard = t.sock.Heard()
+	h.wheel.add(t, jitter(t.heartbeat))
+	return old, drop, true
+}
+
+// unregister takes t out of the hub, once.
+func (h *Hub) unregister(t *tunnel, unclean bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.tunnels, t.holder.Tunnel)
+	h.labels.CompareAndDelete(t.label, t)
+	h.wheel.remove(t)
+	if t.device.leave(t, unclean) {
+		h.gone[t.device] = struct{}{}
+	}
+}
+
+// deviceLocked returns what is kept of a device, made if need be. It wants mu.
+func (h *Hub) deviceLocked(id string) *device {
+	d := h.devices[id]
+	if d == nil {
+		d = &device{id: id, changed: make(chan struct{}), gone: time.Now()}
+		h.devices[id] = d
+		h.gone[d] = struct{}{}
+	}
+	return d
+}
+
+// acceptTransfer hands a transfer socket to the visitor who waits for it.
+func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, from netip.Addr) error {
+	q := r.URL.Query()
+	if q.Get("node") != h.node.ID {
+		return &answers.Error{Code: wire.NotHere, Message: "this is another node"}
+	}
+	h.mu.Lock()
+	t := h.tunnels[q.Get("tunnel")]
+	h.mu.Unlock()
+	var want [32]byte
+	if t != nil {
+		want = t.hash
+	}
+	got := hashed(bearer(r))
+	if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+		done, retry, ok := h.handshakes.begin(from)
+		if !ok {
+			return &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many handshakes from this address"}
+		}
+		done(false)
+		return &answers.Error{Code: wire.Unauthorized, Message: "tunnel or secret is wrong"}
+	}
+	o := t.takeOpening(q.Get("id"))
+	if o == nil {
+		return &answers.Error{Code: wire.UnknownStream, Message: "the id was never given, is used, or is too old"}
+	}
+	sock, err := upgrade(w, r, socket.LargeBuffer)
+	if err != nil {
+		o.fail(&answers.Error{Code: wire.DeviceRefused, Message: "the device did not complete the connection", Cause: err})
+		return err
+	}
+	o.attach(sock)
+	return nil
+}

@@ -1,0 +1,247 @@
+package tunnelcore
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+const (
+	// orphanTime is how long streams outlive their tunnel, for the next tunnel of
+	// the same instance to adopt them (protocol §6.7).
+	orphanTime = time.Minute
+	// reconnectTime is how long after an unclean end a device is expected back:
+	// agents come back within their largest backoff, 30 s by default.
+	reconnectTime = 30 * time.Second
+	// slotTime is how long a visitor waits for a stream to end when the device
+	// has no room for another.
+	slotTime = 10 * time.Second
+	// maxWaiting bounds the visitors who wait for one device.
+	maxWaiting = 256
+)
+
+// device is what the hub knows of a device that has a tunnel, or had one a moment
+// ago.
+type device struct {
+	id string
+
+	mu      sync.Mutex // guards what follows
+	tunnel  *tunnel    // the live one; nil when there is none
+	session *session
+	changed chan struct{} // closed, and replaced, when tunnel becomes another one
+	gone    time.Time     // when the last tunnel ended
+	unclean bool          // it ended without a goodbye
+	waiting int           // visitors who wait for it
+}
+
+// session is one instance of a device's agent: what its streams share, over
+// reconnects.
+type session struct {
+	instance string
+	slots    chan struct{} // as many as streams may be open at once
+	streams  map[*stream.Stream]int64
+}
+
+// take makes t the tunnel of d, unless d has a newer one. It returns the tunnel
+// that t replaces, and the streams to abort: those of another instance.
+func (d *device) take(t *tunnel, slots int) (old *tunnel, drop []*stream.Stream, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tunnel != nil && d.tunnel.holder.Generation > t.holder.Generation {
+		return nil, nil, false
+	}
+	old, d.tunnel = d.tunnel, t
+	if d.session == nil || d.session.instance != t.hello.Instance {
+		drop = d.session.all()
+		d.session = &session{
+			instance: t.hello.Instance,
+			slots:    make(chan struct{}, slots),
+			streams:  make(map[*stream.Stream]int64),
+		}
+	}
+	d.wake()
+	return old, drop, true
+}
+
+// leave says that t has ended. It does nothing, and says false, if t has been
+// replaced.
+func (d *device) leave(t *tunnel, unclean bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tunnel != t {
+		return false
+	}
+	d.tunnel, d.gone, d.unclean = nil, time.Now(), unclean
+	d.wake()
+	return true
+}
+
+// wake wants mu.
+func (d *device) wake() {
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+// live is the tunnel of d, and its session; nil when it has none.
+func (d *device) live() (*tunnel, *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tunnel, d.session
+}
+
+// expected says whether a visitor should wait for d to come back, for how long
+// at most, and what tells of a change.
+func (d *device) expected() (changed <-chan struct{}, left time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tunnel == nil && d.unclean && d.waiting < maxWaiting {
+		left = reconnectTime - time.Since(d.gone)
+	}
+	return d.changed, left
+}
+
+// await waits until d has a tunnel, for at most wait, if it is expected back.
+func (d *device) await(ctx context.Context, wait time.Duration) bool {
+	d.count(1)
+	defer d.count(-1)
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	for {
+		t, _ := d.live()
+		if t != nil {
+			return true
+		}
+		changed, left := d.expected()
+		if left <= 0 {
+			return false
+		}
+		select {
+		case <-changed:
+		case <-timeout.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (d *device) count(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting += n
+}
+
+// acquire takes a slot for a stream, waiting for one if it must.
+func (d *device) acquire(ctx context.Context, s *session) error {
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	d.count(1)
+	defer d.count(-1)
+	timeout := time.NewTimer(slotTime)
+	defer timeout.Stop()
+	select {
+	case s.slots <- struct{}{}:
+		return nil
+	case <-timeout.C:
+		return &answers.Error{
+			Code: wire.DeviceBusy, RetryAfter: slotTime,
+			Message: "the device serves as many visitors as it can",
+		}
+	case <-ctx.Done():
+		return answers.From(ctx.Err())
+	}
+}
+
+// add counts a stream; false when its session has been replaced meanwhile.
+func (d *device) add(s *session, c *stream.Stream) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session != s {
+		return false
+	}
+	s.streams[c] = 0
+	return true
+}
+
+// remove forgets a stream that is closed.
+func (d *device) remove(s *session, c *stream.Stream) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(s.streams, c)
+}
+
+func (d *device) streaming() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.session != nil && len(d.session.streams) > 0
+}
+
+// dropStreams aborts every stream of d.
+func (d *device) dropStreams() {
+	d.mu.Lock()
+	all := d.session.all()
+	d.mu.Unlock()
+	abortAll(all)
+}
+
+func abortAll(all []*stream.Stream) {
+	for _, c := range all {
+		c.Abort()
+	}
+}
+
+// all wants the device's mu.
+func (s *session) all() []*stream.Stream {
+	if s == nil {
+		return nil
+	}
+	all := make([]*stream.Stream, 0, len(s.streams))
+	for c := range s.streams {
+		all = append(all, c)
+	}
+	return all
+}
+
+// pingIdle pings the streams of d on which nothing moved since the last call.
+func (d *device) pingIdle() {
+	d.mu.Lock()
+	all := d.session.all()
+	d.mu.Unlock()
+	for _, c := range all {
+		d.mu.Lock()
+		s := d.session
+		last, ok := s.streams[c]
+		d.mu.Unlock()
+		if !ok {
+			continue
+		}
+		now := c.Idle(last)
+		d.mu.Lock()
+		if _, ok := s.streams[c]; ok {
+			s.streams[c] = now
+		}
+		d.mu.Unlock()
+	}
+}
+
+// forgettable says whether d, which has no tunnel, can be forgotten; it aborts
+// streams that no tunnel has adopted in time.
+func (d *device) forgettable(now time.Time) bool {
+	d.mu.Lock()
+	old := d.tunnel == nil && now.Sub(d.gone) > orphanTime
+	waiting := d.waiting
+	var orphans []*stream.Stream
+	if old {
+		orphans = d.session.all()
+	}
+	d.mu.Unlock()
+	abortAll(orphans)
+	return old && waiting == 0 && len(orphans) == 0
+}

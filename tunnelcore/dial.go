@@ -1,0 +1,166 @@
+package tunnelcore
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// opening is a stream that a visitor waits for. It belongs to its tunnel's mu
+// while it is in the tunnel's map; whoever takes it out settles it.
+type opening struct {
+	tunnel  *tunnel
+	session *session
+	id      string
+	number  uint32
+	result  chan result // buffered: settling never waits
+	once    sync.Once
+	release func() // gives the session's slot back; only the first call does
+}
+
+type result struct {
+	conn *stream.Stream
+	err  error
+}
+
+// Dial opens a stream to a port of a connected device, on behalf of a visitor at
+// from. Errors are *answers.Error: device_offline, device_refused, device_timeout,
+// device_busy, unknown_device, unavailable. The connection is a *stream.Stream.
+func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (net.Conn, error) {
+	h.mu.Lock()
+	d := h.devices[device]
+	stop := h.stopping
+	h.mu.Unlock()
+	if stop {
+		return nil, stopping
+	}
+	if d == nil {
+		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second}
+	}
+	t, s := d.live()
+	if t == nil {
+		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second}
+	}
+	if _, ok := t.port(port); !ok {
+		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
+	}
+	if err := d.acquire(ctx, s); err != nil {
+		return nil, err
+	}
+	o := &opening{
+		tunnel: t, session: s, id: wire.NewID(),
+		result: make(chan result, 1), release: sync.OnceFunc(func() { <-s.slots }),
+	}
+	c, err := t.open(ctx, o, port, from)
+	if err != nil {
+		o.release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// open asks the agent for a stream and waits for its transfer socket.
+func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.AddrPort) (*stream.Stream, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(t.hub.settings.Load().OpenTimeout, wire.IDLifetime*time.Second))
+	defer cancel()
+	t.mu.Lock()
+	t.next++
+	o.number = t.next
+	t.opening[o.id] = o
+	t.mu.Unlock()
+	message := wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String()})
+	if err := t.sock.WriteMessage(socket.Text, message); err != nil {
+		t.abandon(o)
+		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Cause: err}
+	}
+	select {
+	case r := <-o.result:
+		return r.conn, r.err
+	case <-t.ended:
+		t.abandon(o)
+		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Message: "the device's connection broke"}
+	case <-ctx.Done():
+		t.abandon(o)
+		return nil, answers.From(ctx.Err())
+	}
+}
+
+// takeOpening takes the opening of that id, which is thereby used.
+func (t *tunnel) takeOpening(id string) *opening {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := t.opening[id]
+	delete(t.opening, id)
+	return o
+}
+
+// abandon gives o up: what arrives for it later is closed.
+func (t *tunnel) abandon(o *opening) {
+	t.takeOpening(o.id)
+	o.settle(result{err: context.Canceled})
+	if r := <-o.result; r.conn != nil { // it was settled a moment before
+		r.conn.Abort()
+	}
+}
+
+// refused handles the agent's word that its local service did not answer. After
+// the transfer socket is attached it says nothing new.
+func (t *tunnel) refused(m *wire.Refused) {
+	t.mu.Lock()
+	var o *opening
+	for _, candidate := range t.opening {
+		if candidate.number == m.Stream {
+			o = candidate
+			delete(t.opening, o.id)
+			break
+		}
+	}
+	t.mu.Unlock()
+	if o != nil {
+		o.fail(&answers.Error{Code: wire.DeviceRefused, Message: "the service on the device did not answer: " + m.Reason})
+	}
+}
+
+func (o *opening) fail(err error) { o.settle(result{err: err}) }
+
+// settle gives the visitor r; false when something was settled before.
+func (o *opening) settle(r result) (first bool) {
+	o.once.Do(func() { first = true; o.result <- r })
+	return first
+}
+
+// attach makes a stream of a transfer socket and gives it to the visitor.
+func (o *opening) attach(sock *socket.Socket) {
+	t, h := o.tunnel, o.tunnel.hub
+	if !h.begin() {
+		sock.Close()
+		o.fail(stopping)
+		return
+	}
+	c := stream.New(sock, stream.Options{
+		MessageMax: t.messageMax,
+		Owner:      &h.wg,
+		Closed: func(c *stream.Stream) {
+			t.device.remove(o.session, c)
+			o.release()
+			h.wg.Done()
+		},
+	})
+	if !t.device.add(o.session, c) {
+		// Another instance of the device has taken over.
+		sock.Close()
+		h.wg.Done()
+		o.fail(&answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Message: "the device has started anew"})
+		return
+	}
+	if !o.settle(result{conn: c}) {
+		c.Abort() // the visitor has given up
+	}
+}

@@ -1,0 +1,243 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+const (
+	// tickTime is the grain of the wheel.
+	tickTime = time.Second
+	// graceTime is how long the second ping in a row may stay unanswered.
+	graceTime = 10 * time.Second
+	// idleTime is how often streams are looked at that say nothing: below the
+	// patience of proxies on the way, which is a minute or less.
+	idleTime = 20 * time.Second
+	// refreshBatch bounds the holders in one call to the registry.
+	refreshBatch = 500
+)
+
+// wheel holds each tunnel in the slot of the second in which it is due: one timer
+// for all devices. It belongs to Hub.mu.
+type wheel struct {
+	slots [1024]map[*tunnel]struct{} // more seconds than a heartbeat has
+	now   int
+}
+
+// add makes t due after d, rounded up to a tick.
+func (w *wheel) add(t *tunnel, d time.Duration) {
+	ticks := min(max(1, int((d+tickTime-1)/tickTime)), len(w.slots)-1)
+	t.pulse.slot = (w.now + ticks) % len(w.slots)
+	if w.slots[t.pulse.slot] == nil {
+		w.slots[t.pulse.slot] = make(map[*tunnel]struct{})
+	}
+	w.slots[t.pulse.slot][t] = struct{}{}
+}
+
+func (w *wheel) remove(t *tunnel) { delete(w.slots[t.pulse.slot], t) }
+
+// tick moves on by one slot and returns the tunnels that are due.
+func (w *wheel) tick() map[*tunnel]struct{} {
+	w.now = (w.now + 1) % len(w.slots)
+	due := w.slots[w.now]
+	w.slots[w.now] = nil
+	return due
+}
+
+// pulse is what the heartbeat knows of a tunnel. It belongs to Hub.mu.
+type pulse struct {
+	slot   int
+	heard  uint32
+	missed int // pings in a row that nothing was heard after
+}
+
+// housekeeping pings tunnels, ends those that are silent, pings idle streams and
+// forgets devices that are gone.
+func (h *Hub) housekeeping() {
+	tick := time.NewTicker(tickTime)
+	defer tick.Stop()
+	var idle time.Time
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case now := <-tick.C:
+			h.beatTunnels()
+			h.forgetGone(now)
+			if now.Sub(idle) >= idleTime {
+				idle = now
+				h.pingStreams()
+			}
+		}
+	}
+}
+
+// beatTunnels pings the tunnels that are due. Two pings without any sign of life
+// after them, and a tunnel is over.
+func (h *Hub) beatTunnels() {
+	var ping, dead []*tunnel
+	h.mu.Lock()
+	for t := range h.wheel.tick() {
+		p := &t.pulse
+		heard := t.sock.Heard()
+		switch {
+		case heard != p.heard:
+			p.heard, p.missed = heard, 0
+		case p.missed < 2:
+		default:
+			dead = append(dead, t)
+			continue
+		}
+		p.missed++
+		ping = append(ping, t)
+		if p.missed == 2 {
+			h.wheel.add(t, min(graceTime, t.heartbeat))
+		} else {
+			h.wheel.add(t, jitter(t.heartbeat))
+		}
+	}
+	h.mu.Unlock()
+	for _, t := range ping {
+		// Each by itself: a write to a full buffer waits.
+		h.wg.Go(func() { t.sock.Ping() })
+	}
+	for _, t := range dead {
+		t.mu.Lock()
+		t.why = "heartbeat timeout"
+		t.mu.Unlock()
+		t.sock.Close()
+	}
+}
+
+// jitter spreads d by a tenth to both sides.
+func jitter(d time.Duration) time.Duration {
+	return d - d/10 + rand.N(d/5+1)
+}
+
+// forgetGone forgets the devices that have been gone for a while.
+func (h *Hub) forgetGone(now time.Time) {
+	h.mu.Lock()
+	gone := make([]*device, 0, len(h.gone))
+	for d := range h.gone {
+		gone = append(gone, d)
+	}
+	h.mu.Unlock()
+	for _, d := range gone {
+		if !d.forgettable(now) {
+			continue
+		}
+		h.mu.Lock()
+		// It may have come back meanwhile.
+		if _, ok := h.gone[d]; ok && d.forgettable(now) {
+			delete(h.gone, d)
+			delete(h.devices, d.id)
+		}
+		h.mu.Unlock()
+	}
+}
+
+func (h *Hub) pingStreams() {
+	h.mu.Lock()
+	var busy []*device
+	for _, d := range h.devices {
+		if d.streaming() {
+			busy = append(busy, d)
+		}
+	}
+	h.mu.Unlock()
+	for _, d := range busy {
+		if h.begin() {
+			go func() { // Shutdown waits for it; a write to a full buffer may take long
+				defer h.wg.Done()
+				d.pingIdle()
+			}()
+		}
+	}
+}
+
+// beating tells the registry that this node lives.
+func (h *Hub) beating() {
+	tick := time.NewTicker(registry.NodeHeartbeat)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+		err := h.beat(ctx)
+		cancel()
+		if (err != nil) != failing && h.ctx.Err() == nil {
+			failing = err != nil
+			if failing {
+				h.log().Error("registry does not answer; connected devices stay reachable", "error", err)
+			} else {
+				h.log().Info("registry answers again")
+			}
+		}
+	}
+}
+
+func (h *Hub) beat(ctx context.Context) error {
+	return h.reg.Beat(ctx, registry.Node{
+		NodeRef:  h.node,
+		Clients:  h.Tunnels(),
+		Capacity: h.settings.Load().Limits.Tunnels,
+	})
+}
+
+// refreshing prolongs the leases of live tunnels, once per third of the lease.
+func (h *Hub) refreshing() {
+	last := time.Now()
+	for {
+		lease := h.settings.Load().Lease
+		next := time.NewTimer(time.Until(last.Add(jitter(lease / 3 * 9 / 10))))
+		select {
+		case <-h.ctx.Done():
+			next.Stop()
+			return
+		case <-h.changed: // the lease may be another
+			next.Stop()
+			if h.settings.Load().Lease == lease {
+				continue
+			}
+		case <-next.C:
+		}
+		last = time.Now()
+		h.refresh()
+	}
+}
+
+func (h *Hub) refresh() {
+	lease := h.settings.Load().Lease
+	all := h.live()
+	for len(all) > 0 {
+		batch := all[:min(len(all), refreshBatch)]
+		all = all[len(batch):]
+		holders := make([]registry.Holder, len(batch))
+		for i, t := range batch {
+			holders[i] = t.holder
+		}
+		ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+		lost, err := h.reg.Refresh(ctx, lease, holders)
+		cancel()
+		if err != nil && !errors.Is(err, context.Canceled) {
+			h.log().Error("leases not refreshed", "devices", len(batch), "error", err)
+		}
+		for _, holder := range lost {
+			h.mu.Lock()
+			t := h.tunnels[holder.Tunnel]
+			h.mu.Unlock()
+			if t != nil {
+				t.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
+			}
+		}
+	}
+}

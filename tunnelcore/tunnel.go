@@ -1,0 +1,202 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+const (
+	// controlWrite bounds every write to a control socket.
+	controlWrite = 15 * time.Second
+	// closeTime is how long a peer may take to answer a close frame.
+	closeTime = 2 * time.Second
+	// registryTimeout bounds a call to the registry.
+	registryTimeout = 5 * time.Second
+)
+
+// tunnel is one device's live control connection.
+type tunnel struct {
+	hub        *Hub
+	device     *device
+	holder     registry.Holder
+	label      string
+	hello      wire.Hello
+	heartbeat  time.Duration
+	streams    int // at once
+	messageMax int
+	secret     string // of transfer sockets
+	hash       [32]byte
+	credential Credential
+	remote     netip.Addr
+	since      time.Time
+	sock       *socket.Socket
+	ended      chan struct{} // closed when the tunnel is over
+
+	pulse pulse // of the heartbeat; belongs to housekeeping
+
+	mu      sync.Mutex // guards what follows
+	opening map[string]*opening
+	next    uint32 // number of the next stream
+	why     string // it was closed for, on this side; empty while it was not
+	clean   bool   // the end is a goodbye: the device is not expected back at once
+}
+
+func (t *tunnel) log() *slog.Logger {
+	return t.hub.log().With("device", t.holder.Device, "tunnel", t.holder.Tunnel)
+}
+
+// run serves the tunnel until it ends, and takes it out of the hub. It is the
+// one goroutine that an idle device costs.
+func (t *tunnel) run() {
+	defer t.hub.wg.Done()
+	err := t.greet()
+	for err == nil {
+		err = t.receive()
+	}
+	t.end(err)
+}
+
+// greet sends `ready` and a `port` for each port.
+func (t *tunnel) greet() error {
+	s := t.hub.settings.Load()
+	messages := []wire.Message{&wire.Ready{
+		Tunnel:     t.holder.Tunnel,
+		Heartbeat:  int(t.heartbeat / time.Second),
+		Label:      t.label,
+		Hostname:   t.label + "." + s.Domain,
+		Lease:      int64(s.Lease / time.Second),
+		Streams:    t.streams,
+		MessageMax: t.messageMax,
+		Transfer:   wire.TransferPath + "?node=" + t.hub.node.ID + "&tunnel=" + t.holder.Tunnel,
+		Secret:     t.secret,
+	}}
+	for _, p := range t.hello.Ports {
+		messages = append(messages, &wire.PortInfo{Port: p.Number, Kind: p.Kind, URL: s.url(t.label, p, t.hello.Ports)})
+	}
+	for _, m := range messages {
+		if err := t.sock.WriteMessage(socket.Text, wire.Encode(m)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// receive handles one message of the agent.
+func (t *tunnel) receive() error {
+	op, text, err := t.sock.ReadMessage(wire.MaxText)
+	switch {
+	case errors.Is(err, socket.ErrTooBig):
+		t.close(wire.CloseTooBig, "message longer than 4096 bytes")
+		return err
+	case err != nil:
+		return err
+	case op != socket.Text:
+		t.close(wire.CloseMalformed, "binary message without a capability for it")
+		return errors.New("binary message on the control socket")
+	}
+	m, err := wire.Decode(text)
+	if errors.Is(err, wire.ErrUnknownMessage) {
+		return nil
+	}
+	if err != nil {
+		t.close(wire.CloseMalformed, "malformed message")
+		return err
+	}
+	if m, ok := m.(*wire.Refused); ok {
+		t.refused(m)
+	}
+	return nil // messages that only an edge sends are none of ours
+}
+
+// close tells the agent that the tunnel is over, and why. run ends soon after.
+func (t *tunnel) close(code int, why string) {
+	t.mu.Lock()
+	if t.why == "" {
+		t.why = why
+	}
+	t.clean = t.clean || code == wire.CloseRevoked
+	t.mu.Unlock()
+	// An agent that does not take the frame finds out by the connection's end.
+	_ = t.sock.WriteClose(code, why, closeTime)
+	_ = t.sock.SetReadDeadline(time.Now().Add(closeTime))
+}
+
+// closeSoon is close without waiting for the peer.
+func (t *tunnel) closeSoon(code int, why string) {
+	t.hub.wg.Go(func() { t.close(code, why) })
+}
+
+// end takes the tunnel out of the hub and releases its lease.
+func (t *tunnel) end(err error) {
+	t.mu.Lock()
+	why, clean := t.why, t.clean
+	t.mu.Unlock()
+	var closed *socket.CloseError
+	if errors.As(err, &closed) && why == "" {
+		clean = closed.Code == wire.CloseNormal || closed.Code == wire.CloseGoingAway
+	}
+	switch {
+	case why != "":
+	case clean:
+		why = "agent said goodbye"
+	default:
+		why = "connection lost: " + err.Error()
+	}
+	t.hub.unregister(t, !clean)
+	t.sock.Close()
+	close(t.ended)
+	// The lease is released even while the hub shuts down.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.hub.ctx), registryTimeout)
+	defer cancel()
+	relErr := t.hub.reg.Release(ctx, t.holder, t.hub.settings.Load().Lease, why)
+	replaced := errors.Is(relErr, registry.ErrLost)
+	if relErr != nil && !replaced {
+		t.log().Error("lease not released; it ends by itself", "error", relErr)
+	}
+	t.log().Info("tunnel down", "why", why, "after", time.Since(t.since).Round(time.Second), "replaced", replaced)
+	if !replaced {
+		t.hub.emit("offline", map[string]any{"device": t.holder.Device, "label": t.label, "why": why})
+	}
+}
+
+// alive pings the agent and waits for a sign of life.
+func (t *tunnel) alive(ctx context.Context) bool {
+	heard := t.sock.Heard()
+	t.hub.wg.Go(func() { t.sock.Ping() }) // may block behind a full buffer
+	limit := time.NewTimer(min(max(750*time.Millisecond, 4*t.sock.RTT()), 8*time.Second))
+	defer limit.Stop()
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+			if t.sock.Heard() != heard {
+				return true
+			}
+		case <-t.ended:
+			return false
+		case <-limit.C:
+			return false
+		case <-ctx.Done():
+			return true // nobody waits for the answer any more: change nothing
+		}
+	}
+}
+
+// port returns what the device forwards as number.
+func (t *tunnel) port(number uint16) (wire.Port, bool) {
+	for _, p := range t.hello.Ports {
+		if p.Number == number {
+			return p, true
+		}
+	}
+	return wire.Port{}, false
+}

@@ -206,7 +206,7 @@ var messageVectors = []messageVector{
 		`65536,"transfer"`, `65536,"early":65536,"early_total":1048576,"transfer"`).Replace(readyText)),
 	as("ready with an escaped &", strings.ReplaceAll(readyText, "&", `\u0026`), readyText),
 	as("ready with escaped slashes", strings.ReplaceAll(readyText, "/", `\/`), readyText),
-	as("ready with unknown fields", with("caps", `""`, `"","later":{"a":[1,2,{"b":null}]},"more":-1.5e3`), readyText),
+	as("ready with unknown fields", with("caps", `""`, `"","later":"\u00fc","more":-1.5e3,"yes":true,"no":false,"nothing":null`), readyText),
 	same("ready with the least values", strings.NewReplacer(`"heartbeat_s":25`, `"heartbeat_s":1`, `"streams":256`, `"streams":1`,
 		`65536`, `512`, `2592000`, `0`).Replace(readyText)),
 	same("port with a url", `{"type":"port","port":80,"kind":"http","url":"https://k3qz7h5mwx2c4v6b.devices.example.net/"}`),

@@ -61,7 +61,7 @@ func transcript(t *testing.T) []step {
 		frame("the visitor has sent everything", "transfer", "edge", "binary", ""),
 		closing("both directions have ended", "transfer", "edge", CloseNormal, ""),
 		closing("so say both", "transfer", "agent", CloseNormal, ""),
-		message("a visitor wants port 22", "edge", &Open{Stream: 2, ID: instance, Port: 22, From: "[2001:db8::9]:40000"}),
+		message("a visitor wants port 22", "edge", &Open{Stream: 2, ID: "c1a5298f939e87e8f962a5edfc206918", Port: 22, From: "[2001:db8::9]:40000"}),
 		message("nothing listens there", "agent", &Refused{Stream: 2, Reason: "connection refused"}),
 		closing("the edge is about to restart", "control", "edge", CloseRestart, "restart"),
 		closing("the agent echoes the code, and the edge closes TCP", "control", "agent", CloseRestart, ""),
@@ -185,7 +185,12 @@ func readable(steps []step) string {
 		if s.Code != 0 {
 			what += fmt.Sprintf(" %d", s.Code)
 		}
-		fmt.Fprintf(&b, "   %s, %d bytes: %s\n", what, len(s.Payload)+2*min(s.Code, 1), spelled(s.Payload))
+		if s.Payload != "" {
+			what += ": " + spelled(s.Payload)
+		} else if s.Code == 0 {
+			what += ", empty"
+		}
+		fmt.Fprintf(&b, "   %s\n", what)
 		raw := s.Hex
 		for len(raw) > 0 {
 			n := min(len(raw), 64)

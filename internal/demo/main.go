@@ -25,19 +25,30 @@ import (
 const (
 	startTimeout = 30 * time.Second // for the edge to listen, and for the device to get its name
 	stopTimeout  = 5 * time.Second  // between SIGTERM and SIGKILL
+	typedAhead   = 200 * time.Millisecond
 )
 
+// options are the command line's, and where the user types and reads.
+type options struct {
+	port string // TCP port to listen on
+	bin  string // folder of the built programs
+	data string // folder for configuration, names and logs
+	in   io.Reader
+	out  io.Writer
+}
+
 func main() {
-	port := flag.String("port", "8080", "TCP `port` to listen on, on loopback only")
-	bin := flag.String("bin", "bin", "`folder` of the built programs")
-	data := flag.String("data", ".demo", "`folder` for configuration, names and logs")
+	o := options{in: os.Stdin, out: os.Stdout}
+	flag.StringVar(&o.port, "port", "8080", "TCP `port` to listen on, on loopback only")
+	flag.StringVar(&o.bin, "bin", "bin", "`folder` of the built programs")
+	flag.StringVar(&o.data, "data", ".demo", "`folder` for configuration, names and logs")
 	flag.Parse()
 
 	// SIGTTIN would stop a demo in the background that reads the terminal.
 	signal.Ignore(syscall.SIGTTIN)
 	ctx, stop := signal.NotifyContext(context.Background(),
 		syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	err := run(ctx, *port, *bin, *data)
+	err := run(ctx, o)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -47,19 +58,20 @@ func main() {
 
 // run sets the demo up and keeps it running until ctx ends, which is no error,
 // or the edge does. When it returns neither program is running.
-func run(ctx context.Context, port, bin, data string) error {
-	loopback, err := freeLoopback(port)
+func run(ctx context.Context, o options) error {
+	loopback, err := freeLoopback(o.port)
 	if err != nil {
 		return err
 	}
-	files, err := prepare(data, port, loopback)
+	files, err := prepare(o.data, o.port, loopback)
 	if err != nil {
 		return err
 	}
-	if bin, err = filepath.Abs(bin); err != nil {
+	bin, err := filepath.Abs(o.bin)
+	if err != nil {
 		return err
 	}
-	d := &demo{out: os.Stdout, port: port, bin: bin, files: files}
+	d := &demo{out: o.out, port: o.port, bin: bin, files: files}
 	defer d.end()
 	if err := d.startEdge(ctx); err != nil {
 		return interrupted(ctx, err)
@@ -69,7 +81,7 @@ func run(ctx context.Context, port, bin, data string) error {
 		return interrupted(ctx, err)
 	}
 	d.welcome(url)
-	return d.loop(ctx, url)
+	return d.loop(ctx, url, enters(o.in))
 }
 
 // interrupted makes err none when it only says that the user wanted to stop.
@@ -209,8 +221,7 @@ Ctrl-C ends everything.
 }
 
 // loop stops and starts the device as the user wishes, until ctx or the edge ends.
-func (d *demo) loop(ctx context.Context, url string) error {
-	keys := enters(os.Stdin)
+func (d *demo) loop(ctx context.Context, url string, keys <-chan struct{}) error {
 	parent := os.Getppid()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -275,7 +286,7 @@ func (d *demo) end() {
 // ends with in, which may be when the process does.
 func enters(in io.Reader) <-chan struct{} {
 	keys := make(chan struct{})
-	from := time.Now().Add(200 * time.Millisecond)
+	from := time.Now().Add(typedAhead)
 	go func() {
 		for lines := bufio.NewScanner(in); lines.Scan(); {
 			if time.Now().After(from) {

@@ -79,12 +79,13 @@ var ErrUnknownMessage = errors.New("wire: unknown message type")
 //
 // What goes from edge to agent, other than Ready, takes at most MaxFlat bytes:
 // a From above MaxFrom is left out, and so are an Addr and, should that not
-// suffice, a URL that no DNS name of 253 characters needs. The reason of Refused
-// is cut to MaxReason bytes.
+// suffice, a URL that no DNS name of 253 characters needs. What an agent must
+// refuse in From, Addr and URL (spaces, what is not ASCII) is left out as well.
+// The reason of Refused is cut to MaxReason bytes.
 func Encode(m Message) []byte {
 	switch v := m.(type) {
 	case *Open:
-		if len(v.From) > MaxFrom {
+		if !visible(v.From, MaxFrom) { // such as netip's "invalid AddrPort"
 			short := *v
 			short.From = ""
 			m = &short
@@ -94,16 +95,23 @@ func Encode(m Message) []byte {
 		short.Reason = cut(v.Reason, MaxReason)
 		m = &short
 	case *PortInfo:
-		b := encode(v)
-		if len(b) <= MaxFlat {
-			return b
-		}
 		short := *v
-		if short.Addr == "" {
+		if !visible(short.Addr, MaxFlat) {
+			short.Addr = ""
+		}
+		if !visible(short.URL, MaxFlat) {
 			short.URL = ""
 		}
-		short.Addr = ""
-		return Encode(&short)
+		b := encode(&short)
+		if len(b) > MaxFlat && short.Addr != "" {
+			short.Addr = ""
+			b = encode(&short)
+		}
+		if len(b) > MaxFlat {
+			short.URL = ""
+			b = encode(&short)
+		}
+		return b
 	}
 	return encode(m)
 }

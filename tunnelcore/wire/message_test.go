@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
@@ -74,17 +75,23 @@ func TestEncodeGreatest(t *testing.T) {
 		kept bool // nothing had to be left out
 	}{
 		{&Open{Stream: math.MaxUint32, ID: streamID, Port: 65535, From: zone, Early: MaxMessage}, true},
-		{&Open{Stream: math.MaxUint32, ID: streamID, Port: 65535, From: strings.Repeat("\u2028", MaxText), Early: math.MaxInt}, false},
+		{&Open{Stream: math.MaxUint32, ID: streamID, Port: 65535, From: strings.Repeat("\u2028", MaxText), Early: MaxMessage}, false},
+		{&Open{Stream: 1, ID: streamID, Port: 80, From: netip.AddrPort{}.String()}, false}, // "invalid AddrPort"
 		{&PortInfo{Port: 65535, Kind: HTTPS, URL: "https://" + host + ":65535/"}, true},
+		{&PortInfo{Port: 65535, Kind: HTTPS, URL: "https://" + strings.Repeat("a", MaxText)}, false},
+		{&PortInfo{Port: 80, Kind: HTTP, URL: "https://a b/"}, false},
+		{&PortInfo{Port: 22, Kind: TCP, Addr: "münchen.example:22"}, false},
 		{&PortInfo{Port: 65535, Kind: HTTPS, Addr: host + ":65535"}, true},
 		{&PortInfo{Port: 65535, Kind: HTTPS, URL: "https://" + host + ":65535/", Addr: host + ":65535"}, false},
 		{&PortInfo{Port: 65535, Kind: HTTPS, URL: strings.Repeat("\x00", MaxText), Addr: strings.Repeat("ü", MaxText)}, false},
-		{&Drain{Within: math.MaxInt}, true},
-		{&Drain{Within: math.MinInt}, true},
+		{&Drain{Within: MaxDrain}, true},
 	} {
 		b := Encode(c.m)
 		if len(b) > MaxFlat {
 			t.Errorf("%d bytes: %s", len(b), b)
+		}
+		if _, err := Decode(b); err != nil {
+			t.Errorf("an agent would refuse %s: %v", b, err)
 		}
 		checkASCII(t, b)
 		if kept := string(b) == string(encode(c.m)); kept != c.kept {

@@ -1,0 +1,35 @@
+// Package e2e tests the built programs from outside: one or more real edges, real
+// agents, and real visitors (curl, Chromium, HTTP/1.1 to 3 clients).
+//
+// # Running
+//
+//	make build && cd e2e && go test .
+//
+// The programs are looked for in ../bin, or where IOTTUNNEL_BIN says; a missing
+// one is an error. curl, Chromium (as `chromium`) and the emulators of
+// qemu-user-static must be installed: `make test` does that on Debian and Ubuntu.
+//
+// One case, on one face, with what the processes say:
+//
+//	go test . -run 'TestNameIsKept/tls' -v
+//	IOTTUNNEL_FACES=tls go test .
+//
+// IOTTUNNEL_HEAVY=1 moves 1 GiB where it is otherwise 64 MiB. Browser cases leave
+// screenshots in shots/.
+//
+// # Cases and faces
+//
+// A case is a function of a [harness.Kind]: it asks it for a face of its own
+// ([harness.Own]), which it may stop, kill and configure, or for the shared one
+// ([harness.Shared]), where it only takes a device. It knows the edge through
+// [harness.Face] alone: where visitors and agents reach it, how it is reloaded and
+// ended, what it logs and holds.
+//
+// A new face is a type with the methods of harness.Kind and harness.Face, and a
+// line in harness.Kinds; every case then runs on it. What it cannot run stands in
+// the table notOn with its reason, and each run prints case, face and outcome.
+//
+// Nothing here sleeps to let something happen: cases wait for a line, a message, an
+// end of file, or poll with a deadline through harness.Eventually where a state
+// announces itself in no other way. Every wait has a limit, so that what hangs fails.
+package e2e

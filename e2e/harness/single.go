@@ -1,0 +1,403 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// single is one Caddy with the in-process registry. Without TLS it is the demo's
+// shape: agents and visitors on one site by a bare `iottunnel`. With TLS agents and
+// visitors have sites of their own, certificates come from Caddy's internal CA, and
+// visitors may speak HTTP/1.1, HTTP/2 and HTTP/3.
+type single struct {
+	name string
+	tls  bool
+}
+
+func (k single) Name() string { return k.name }
+
+// edge is the Face of a single.
+type edge struct {
+	kind   single
+	dir    string
+	port   int
+	ranges [2]int // public ports, first and last
+	setup  Setup
+
+	devices []Device
+	handed  atomic.Int64
+
+	proc *Proc
+	out  *Log
+	log  *Log
+	ca   *x509.CertPool // nil without TLS
+}
+
+const (
+	startTime = 30 * time.Second // of Caddy, on a busy machine
+	stopTime  = 20 * time.Second // its grace period is shorter
+	devices   = 200
+)
+
+func (k single) Launch(dir string, s Setup) (Face, error) {
+	e := &edge{kind: k, dir: dir, setup: s, out: NewLog(), log: NewLog()}
+	var err error
+	if e.port, err = freePort(1); err != nil {
+		return nil, err
+	}
+	if s.TCPPorts > 0 {
+		if e.ranges[0], err = freePort(s.TCPPorts); err != nil {
+			return nil, err
+		}
+		e.ranges[1] = e.ranges[0] + s.TCPPorts - 1
+	}
+	for i := range devices {
+		e.devices = append(e.devices, Device{ID: fmt.Sprintf("dev-%03d", i+1), Token: newSecret()})
+	}
+	if err := e.launch(); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func (e *edge) Domain() string {
+	if e.kind.tls {
+		return "devices.localhost"
+	}
+	return "localhost"
+}
+
+func (e *edge) scheme() string {
+	if e.kind.tls {
+		return "https"
+	}
+	return "http"
+}
+
+func (e *edge) URL(hostname, path string) string {
+	return fmt.Sprintf("%s://%s:%d%s", e.scheme(), hostname, e.port, path)
+}
+
+func (e *edge) VisitorAddr() string { return "127.0.0.1:" + strconv.Itoa(e.port) }
+
+func (e *edge) TCPPorts() (first, last int) { return e.ranges[0], e.ranges[1] }
+
+func (e *edge) VisitorTLS() *tls.Config {
+	if e.ca == nil {
+		return nil
+	}
+	return &tls.Config{RootCAs: e.ca}
+}
+
+func (e *edge) DialVisitor(ctx context.Context, hostname string) (net.Conn, error) {
+	return e.dial(ctx, hostname)
+}
+
+func (e *edge) DialAgent(ctx context.Context) (net.Conn, string, error) {
+	host := "localhost"
+	c, err := e.dial(ctx, host)
+	return c, net.JoinHostPort(host, strconv.Itoa(e.port)), err
+}
+
+func (e *edge) dial(ctx context.Context, name string) (net.Conn, error) {
+	if !e.kind.tls {
+		return new(net.Dialer).DialContext(ctx, "tcp", e.VisitorAddr())
+	}
+	d := tls.Dialer{Config: &tls.Config{RootCAs: e.ca, ServerName: name, NextProtos: []string{"http/1.1"}}}
+	return d.DialContext(ctx, "tcp", e.VisitorAddr())
+}
+
+func (e *edge) Servers() []string {
+	if e.kind.tls {
+		return []string{fmt.Sprintf("wss://localhost:%d", e.port)}
+	}
+	return []string{fmt.Sprintf("ws://127.0.0.1:%d", e.port)}
+}
+
+func (e *edge) CAFile() string {
+	if !e.kind.tls {
+		return ""
+	}
+	return filepath.Join(e.dir, "data", "caddy", "pki", "authorities", "local", "root.crt")
+}
+
+func (e *edge) NewDevice(tb testing.TB) Device {
+	tb.Helper()
+	n := int(e.handed.Add(1))
+	if n > len(e.devices) {
+		tb.Fatalf("all %d devices of the edge are handed out", len(e.devices))
+	}
+	return e.devices[n-1]
+}
+
+// caddyfile writes the configuration of the setup.
+func (e *edge) caddyfile() string {
+	var b strings.Builder
+	block := func(indent, head string, lines []string) {
+		fmt.Fprintf(&b, "%s%s {\n", indent, head)
+		for _, line := range lines {
+			fmt.Fprintf(&b, "%s\t%s\n", indent, line)
+		}
+		fmt.Fprintf(&b, "%s}\n", indent)
+	}
+	b.WriteString("{\n")
+	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period 3s\n", e.adminSocket())
+	if !e.kind.tls {
+		b.WriteString("\tauto_https off\n")
+		block("\t", "servers", []string{"protocols h1 h2c"})
+	} else {
+		b.WriteString("\tauto_https disable_redirects\n\tlocal_certs\n") // port 80 stays alone
+	}
+	tunnel := []string{"domain " + e.Domain(), "auth static {", "\tfile " + e.devicesFile(), "}"}
+	if e.setup.TCPPorts > 0 {
+		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind 127.0.0.1", "\thost 127.0.0.1", "}")
+	}
+	tunnel = append(tunnel, "limits {")
+	for name, line := range map[string]string{ // one address plays everybody
+		"streams_per_address":         "streams_per_address 1024",
+		"unauthenticated_per_address": "unauthenticated_per_address 100000",
+	} {
+		if !slices.ContainsFunc(e.setup.Limits, func(l string) bool { return strings.HasPrefix(l, name) }) {
+			tunnel = append(tunnel, "\t"+line)
+		}
+	}
+	for _, line := range e.setup.Limits {
+		tunnel = append(tunnel, "\t"+line)
+	}
+	tunnel = append(tunnel, "}")
+	block("\t", "iottunnel", append(tunnel, e.setup.Tunnel...))
+	b.WriteString("}\n\n")
+
+	site := []string{"bind 127.0.0.1"}
+	if e.setup.AccessLog {
+		site = append(site, "log")
+	}
+	if e.setup.Errors != nil {
+		site = append(site, "handle_errors {")
+		site = append(site, e.setup.Errors...)
+		site = append(site, "}")
+	}
+	site = append(site, e.setup.Handlers...)
+	if !e.kind.tls {
+		block("", fmt.Sprintf("http://:%d", e.port), append(site, "iottunnel", `respond "the operator's own site" 200`))
+		return b.String()
+	}
+	block("", fmt.Sprintf("https://localhost:%d", e.port), []string{"bind 127.0.0.1", "iottunnel agents", `respond "the operator's own site" 200`})
+	block("", fmt.Sprintf("https://*.%s:%d", e.Domain(), e.port), append(site, "iottunnel devices"))
+	return b.String()
+}
+
+func (e *edge) adminSocket() string { return filepath.Join(e.dir, "admin.sock") }
+func (e *edge) configFile() string  { return filepath.Join(e.dir, "Caddyfile") }
+func (e *edge) devicesFile() string { return filepath.Join(e.dir, "devices.txt") }
+
+func (e *edge) writeFiles() error {
+	var list strings.Builder
+	for i, d := range e.devices {
+		if slices.Contains(e.setup.Without, d.ID) {
+			continue
+		}
+		secret := d.Token
+		if i%2 == 1 { // both forms of the file
+			sum := sha256.Sum256([]byte(d.Token))
+			secret = "sha256:" + hex.EncodeToString(sum[:])
+		}
+		fmt.Fprintf(&list, "%s %s\n", d.ID, secret)
+	}
+	return errors.Join(
+		os.WriteFile(e.devicesFile(), []byte(list.String()), 0o600),
+		os.WriteFile(e.configFile(), []byte(e.caddyfile()), 0o600),
+	)
+}
+
+func (e *edge) launch() error {
+	caddy, err := FindBinary("caddy")
+	if err != nil {
+		return err
+	}
+	if err := e.writeFiles(); err != nil {
+		return err
+	}
+	mark := e.log.Mark()
+	e.proc, err = startInto(Command{
+		Name: "edge " + e.kind.name,
+		Args: []string{caddy, "run", "--config", e.configFile(), "--adapter", "caddyfile"},
+		Env:  e.env(),
+		Dir:  e.dir,
+	}, e.out, e.log)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), startTime, fmt.Errorf("the edge does not start in %v", startTime))
+	defer cancel()
+	go func() { // ends with the process or with launch
+		select {
+		case <-e.proc.Done():
+			e.log.Write([]byte("(the edge has ended)\n"))
+		case <-ctx.Done():
+		}
+	}()
+	line, _, err := e.log.Wait(ctx, mark, func(line string) bool {
+		return strings.Contains(line, "serving initial configuration") || line == "(the edge has ended)"
+	})
+	if err == nil && line == "(the edge has ended)" {
+		err = errors.New("the edge ended at its start")
+	}
+	if err == nil && e.kind.tls && e.ca == nil {
+		err = e.loadCA()
+	}
+	if err != nil {
+		e.proc.Kill()
+		return fmt.Errorf("%w\n%s\n%s", err, e.proc.dump(0, mark, 40), e.caddyfile())
+	}
+	return nil
+}
+
+func (e *edge) loadCA() error {
+	pem, err := os.ReadFile(e.CAFile())
+	if err != nil {
+		return err
+	}
+	e.ca = x509.NewCertPool()
+	if !e.ca.AppendCertsFromPEM(pem) {
+		return errors.New("no certificate in " + e.CAFile())
+	}
+	return nil
+}
+
+func (e *edge) env() []string {
+	return []string{
+		"HOME=" + e.dir,
+		"XDG_DATA_HOME=" + filepath.Join(e.dir, "data"),
+		"XDG_CONFIG_HOME=" + filepath.Join(e.dir, "config"),
+	}
+}
+
+func (e *edge) Start(tb testing.TB) {
+	tb.Helper()
+	if e.proc.Running() {
+		tb.Fatal("the edge runs already")
+	}
+	if err := e.launch(); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (e *edge) Stop(tb testing.TB) {
+	tb.Helper()
+	if status := e.proc.Stop(tb, stopTime); status != 0 {
+		tb.Errorf("the edge ended with status %d after SIGTERM", status)
+	}
+}
+
+func (e *edge) Kill(testing.TB) { e.proc.Kill() }
+
+func (e *edge) Reload(tb testing.TB, s Setup) {
+	tb.Helper()
+	if s.TCPPorts != e.setup.TCPPorts {
+		tb.Fatal("a reload keeps the number of public ports")
+	}
+	e.setup = s
+	if err := e.writeFiles(); err != nil {
+		tb.Fatal(err)
+	}
+	status, out, errs := RunToEnd(tb, startTime, Command{
+		Name: "caddy reload",
+		Args: []string{Binary(tb, "caddy"), "reload", "--force", "--config", e.configFile(), "--adapter", "caddyfile", "--address", "unix/" + e.adminSocket()},
+		Env:  e.env(),
+	})
+	if status != 0 {
+		tb.Fatalf("caddy reload ended with %d\n%s%s", status, out, errs)
+	}
+}
+
+func (e *edge) Log() *Log { return e.log }
+
+func (e *edge) Close() (faults []string) {
+	if e.proc.Running() {
+		e.proc.Signal(syscall.SIGTERM)
+		select {
+		case <-e.proc.Done():
+		case <-time.After(stopTime):
+			faults = append(faults, fmt.Sprintf("still runs %v after SIGTERM", stopTime))
+			e.proc.Kill()
+		}
+	}
+	return append(faults, e.proc.Faults()...) // its logs hold every start
+}
+
+func (e *edge) Dump(mark int) string {
+	return e.proc.dump(0, mark, 60) + "  Caddyfile:\n" + e.caddyfile()
+}
+
+var goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
+var heapAlloc = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`)
+
+func (e *edge) Footprint(tb testing.TB) Footprint {
+	tb.Helper()
+	heap := e.adminNumber(tb, "/debug/pprof/heap?debug=1&gc=1", heapAlloc)
+	routines := e.adminNumber(tb, "/debug/pprof/goroutine?debug=1", goroutineTotal)
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.proc.PID()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return Footprint{Goroutines: routines, Descriptors: len(fds), Heap: int64(heap)}
+}
+
+func (e *edge) adminNumber(tb testing.TB, path string, find *regexp.Regexp) int {
+	tb.Helper()
+	status, body := e.Admin(tb, "GET", path, nil)
+	m := find.FindSubmatch(body)
+	if status != http.StatusOK || m == nil {
+		tb.Fatalf("admin %s: status %d, no %v", path, status, find)
+	}
+	n, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return n
+}
+
+// Admin asks the admin API of the edge.
+func (e *edge) Admin(tb testing.TB, method, path string, body []byte) (status int, answer []byte) {
+	tb.Helper()
+	t := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", e.adminSocket())
+		},
+	}
+	req, err := http.NewRequestWithContext(tb.Context(), method, "http://127.0.0.1"+path, bytes.NewReader(body))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: t, Timeout: VisitorTimeout}).Do(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(resp.Body)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return resp.StatusCode, answer
+}

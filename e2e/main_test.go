@@ -1,0 +1,121 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/iottunnel/iottunnel/e2e/harness"
+)
+
+// heavy makes the large cases as large as they are meant to be.
+var heavy = os.Getenv("IOTTUNNEL_HEAVY") == "1"
+
+// notOn says which cases a face cannot run, and why: case, then face. The run
+// prints what it left out; there is no other way to leave a case out.
+var notOn = map[string]map[string]string{
+	"TestPublicPort":     {"plain": noPorts, "tls": noPorts},
+	"TestHTTP3":          {"plain": "HTTP/3 is always encrypted"},
+	"TestHTTP2Cleartext": {"tls": "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does"},
+	"TestHTTP2":          {"plain": "has no ALPN; TestHTTP2Cleartext covers it"},
+	"TestNextHandler":    {"tls": "agents and devices have sites of their own there: no handler follows"},
+}
+
+const noPorts = "the edge refuses tcp_ports: public ports are not there yet"
+
+// results is what became of each case on each face.
+var results = struct {
+	mu   sync.Mutex
+	rows map[string]map[string]string // guarded by mu
+}{rows: make(map[string]map[string]string)}
+
+func result(name, face, state string) {
+	results.mu.Lock()
+	defer results.mu.Unlock()
+	if results.rows[name] == nil {
+		results.rows[name] = make(map[string]string)
+	}
+	results.rows[name][face] = state
+}
+
+// onFaces runs a case on every face (IOTTUNNEL_FACES=plain,tls names fewer), each
+// as a subtest, all in parallel.
+func onFaces(t *testing.T, run func(t *testing.T, k harness.Kind)) {
+	t.Helper()
+	t.Parallel()
+	name := t.Name()
+	for _, k := range kinds() {
+		if reason := notOn[name][k.Name()]; reason != "" {
+			result(name, k.Name(), "not run: "+reason)
+			continue
+		}
+		t.Run(k.Name(), func(t *testing.T) {
+			t.Parallel()
+			result(name, k.Name(), "did not end")
+			defer func() {
+				if t.Failed() {
+					result(name, k.Name(), "FAIL")
+				} else {
+					result(name, k.Name(), "ok")
+				}
+			}()
+			run(t, k)
+		})
+	}
+}
+
+func kinds() []harness.Kind {
+	want := os.Getenv("IOTTUNNEL_FACES")
+	if want == "" {
+		return harness.Kinds
+	}
+	var picked []harness.Kind
+	for _, k := range harness.Kinds {
+		if slices.Contains(strings.Split(want, ","), k.Name()) {
+			picked = append(picked, k)
+		}
+	}
+	return picked
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if !isSet("test.parallel") {
+		flag.Set("test.parallel", "6") // cases wait more than they compute
+	}
+	for _, name := range []string{"caddy", "iottunnel-agent", "thermometer"} {
+		if _, err := harness.FindBinary(name); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e:", err)
+			os.Exit(1)
+		}
+	}
+	if len(kinds()) == 0 {
+		fmt.Fprintln(os.Stderr, "e2e: IOTTUNNEL_FACES names no face")
+		os.Exit(1)
+	}
+	status := m.Run()
+	for _, fault := range harness.CloseShared() {
+		fmt.Fprintln(os.Stderr, "e2e: shared edge:", fault)
+		status = 1
+	}
+	printResults()
+	os.Exit(status)
+}
+
+func isSet(name string) (found bool) {
+	flag.Visit(func(f *flag.Flag) { found = found || f.Name == name })
+	return found
+}
+
+func printResults() {
+	for _, name := range slices.Sorted(maps.Keys(results.rows)) {
+		for _, face := range slices.Sorted(maps.Keys(results.rows[name])) {
+			fmt.Printf("e2e: %-28s %-6s %s\n", name, face, results.rows[name][face])
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"go.uber.org/zap"
+
+	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// The modes of the handler.
+const (
+	modeBoth     = ""
+	modeAgents   = "agents"
+	modeDevices  = "devices"
+	modeInternal = "internal"
+)
+
+// Handler is where agents connect, and where visitors reach their devices. What
+// is neither goes to the next handler.
+//
+// A request is a visitor's when its Host is a hostname of the domain of the
+// devices: `LABEL.domain`, or `LABEL--PORT.domain` for another port than the
+// usual one. It is an agent's when its path begins with `/.iottunnel/` on any
+// other host.
+//
+// Of what visitors send, headers that speak for a proxy or an authenticator
+// (Forwarded, X-Forwarded-*, X-Real-IP, Remote-User and their like) do not reach
+// the device unless the visitor is one of the server's `trusted_proxies`, a
+// handler in front has made them (`forward_auth` with `copy_headers`,
+// `basic_auth`), or `keep_headers` names them. X-Forwarded-For, -Proto and -Host
+// are set as `reverse_proxy` sets them. The Authorization that a handler such as
+// `basic_auth` has used stays here. Of what devices send, cookies for any other
+// hostname than their own are dropped.
+//
+// What the edge answers itself carries the header Iottunnel-Error. It is a page,
+// JSON or text, as the visitor's Accept asks; where the site has `handle_errors`
+// that matches, it is the operator's answer. In JSON configurations only the
+// error routes of the server are looked at, not those of subroutes.
+//
+// Placeholder | Description
+// ------------|-------------
+// `{http.iottunnel.device}` | The device id
+// `{http.iottunnel.label}` | The label in its hostname
+// `{http.iottunnel.node}` | The node that the device is connected to
+// `{http.iottunnel.port}` | The port of the device
+type Handler struct {
+	// What to serve: `agents`, `devices`, or, if empty, both. `internal` is for
+	// edges of several nodes, which this build does not support yet.
+	Mode string `json:"mode,omitempty"`
+
+	// Headers of requests that reach the device although they speak for a proxy
+	// or an authenticator. Name those that a handler in front sets on each
+	// request: otherwise visitors can send what they like in them.
+	KeepHeaders []string `json:"keep_headers,omitempty"`
+
+	app     *App
+	proxy   *reverseproxy.Handler
+	keep    map[string]bool // KeepHeaders, canonical
+	logger  *slog.Logger
+	holding bool
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.iottunnel",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// Provision sets up the handler.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	app, err := appOf(ctx)
+	if err != nil {
+		return err
+	}
+	h.app = app
+	h.logger = ctx.Slogger()
+	h.keep = make(map[string]bool, len(h.KeepHeaders))
+	for _, name := range h.KeepHeaders {
+		h.keep[http.CanonicalHeaderKey(name)] = true
+	}
+	if h.Mode == modeBoth || h.Mode == modeDevices {
+		if srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
+			app.serve(srv)
+		}
+		proxy := newProxy()
+		if err := proxy.Provision(ctx); err != nil {
+			return fmt.Errorf("proxy: %w", err)
+		}
+		h.proxy = proxy
+	}
+	app.hold()
+	h.holding = true
+	return nil
+}
+
+// Validate refuses modes that do not exist.
+func (h *Handler) Validate() error {
+	switch h.Mode {
+	case modeBoth, modeAgents, modeDevices:
+	case modeInternal:
+		return errors.New("iottunnel internal: serves other nodes, and needs a registry that nodes share: not supported by this build yet: remove it")
+	default:
+		return fmt.Errorf("iottunnel: %q is not a mode: agents, devices, internal, or none for agents and devices", h.Mode)
+	}
+	return nil
+}
+
+// Cleanup says goodbye to visitors' WebSockets if Caddy exits. On a reload they
+// go on.
+func (h *Handler) Cleanup() error {
+	var err error
+	if h.proxy != nil {
+		if exiting() {
+			h.proxy.StreamCloseDelay = 0
+		}
+		err = h.proxy.Cleanup()
+	}
+	if h.holding {
+		h.holding = false
+		err = errors.Join(err, h.app.release())
+	}
+	return err
+}
+
+// ServeHTTP serves agents and visitors.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	e := h.app.await(r.Context())
+	if e == nil {
+		return respond(w, r, &answers.Error{Code: wire.Unavailable})
+	}
+	if h.Mode != modeAgents {
+		target, err := find(e.hub, r)
+		switch {
+		case err == nil:
+			return h.serveVisitor(w, r, e, target)
+		case !errors.Is(err, tunnelcore.ErrOtherHost):
+			return respond(w, r, answers.From(err))
+		}
+	}
+	if h.Mode != modeDevices && strings.HasPrefix(r.URL.Path, wire.Root) && !under(r.Host, h.app.Domain) {
+		serveAgent(w, r, e)
+		return nil
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// under reports whether host is a name under domain, leased or not: agents are
+// never served there.
+func under(host, domain string) bool {
+	name, ok := strings.CutSuffix(names.Normal(host), domain)
+	return ok && strings.HasSuffix(name, ".")
+}
+
+// find resolves the Host of a visitor. Placeholders are set for devices that are
+// offline, too: error pages use them.
+func find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
+	target, err := hub.Lookup(r.Context(), r.Host)
+	if err != nil {
+		return target, err
+	}
+	setPlaceholders(r, target)
+	if target.Online {
+		return target, nil
+	}
+	target, err = hub.Await(r.Context(), r.Host)
+	if err == nil {
+		setPlaceholders(r, target)
+	}
+	return target, err
+}
+
+func setPlaceholders(r *http.Request, t tunnelcore.Target) {
+	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	repl.Set("http.iottunnel.device", t.Device)
+	repl.Set("http.iottunnel.label", t.Label)
+	repl.Set("http.iottunnel.node", t.Node)
+	repl.Set("http.iottunnel.port", t.Port)
+}
+
+// clientIP is the address of whoever sent r, behind trusted proxies.
+func clientIP(r *http.Request) netip.Addr {
+	if s, ok := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); ok {
+		if addr, err := netip.ParseAddr(s); err == nil {
+			return addr.Unmap()
+		}
+	}
+	return netip.Addr{}
+}
+
+// clientAddr is clientIP with its port where that is known: a proxy in between
+// tells the address alone.
+func clientAddr(r *http.Request) netip.AddrPort {
+	ip := clientIP(r)
+	if remote, err := netip.ParseAddrPort(r.RemoteAddr); err == nil && remote.Addr().Unmap() == ip {
+		return netip.AddrPortFrom(ip, remote.Port())
+	}
+	return netip.AddrPortFrom(ip, 0)
+}
+
+// addLogField adds a field to the access log of r.
+func addLogField(r *http.Request, field zap.Field) {
+	if extra, ok := r.Context().Value(caddyhttp.ExtraLogFieldsCtxKey).(*caddyhttp.ExtraLogFields); ok {
+		extra.Add(field)
+	}
+}
+
+// Interface guards
+var (
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+)

@@ -1,0 +1,127 @@
+package caddymodule
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore"
+)
+
+// edge is what outlives a configuration: the hub with its tunnels, and the
+// connections kept to devices. Each configuration holds it from Start to the
+// Cleanup of its last module; the last one to let go ends it.
+type edge struct {
+	key   edgeKey
+	hub   *tunnelcore.Hub
+	keep  *http.Transport // keeps connections to devices for the next request
+	fresh *http.Transport // takes a new one each time
+
+	mu          sync.Mutex // guards what follows
+	generations []generation
+	logger      *slog.Logger // of the newest configuration
+
+	shutdown sync.Once
+	down     chan struct{} // closed when the hub has ended
+}
+
+// edgeKey is the identity of an edge. A configuration with another key gets an
+// edge of its own; everything else can change while devices are connected.
+type edgeKey struct {
+	registry string
+	node     string
+}
+
+// generation is what one configuration lends to the edge while it runs.
+type generation struct {
+	app      *App
+	settings tunnelcore.Settings
+}
+
+// openEdge makes an edge. It is called once for all configurations that share
+// the key.
+func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) {
+	reg, err := holdRegistry(key.registry, a)
+	if err != nil {
+		return nil, err
+	}
+	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: reg, Settings: settings})
+	if err != nil {
+		_ = reg.Close() // the reason to stop is err
+		return nil, err
+	}
+	e := &edge{key: key, hub: hub, down: make(chan struct{})}
+	e.keep = newTransport(hub)
+	e.fresh = e.keep.Clone()
+	e.fresh.DisableKeepAlives = true
+	return e, nil
+}
+
+// push makes the settings of a the ones in force.
+func (e *edge) push(a *App, settings tunnelcore.Settings) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.generations = append(e.generations, generation{a, settings})
+	e.logger = settings.Logger
+	e.hub.Update(settings)
+}
+
+// remove forgets a. If its settings were in force, those before them are again:
+// a configuration that fails to start is stopped, and the old one goes on.
+func (e *edge) remove(a *App) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	i := slices.IndexFunc(e.generations, func(g generation) bool { return g.app == a })
+	if i < 0 {
+		return
+	}
+	wasTop := i == len(e.generations)-1
+	e.generations = slices.Delete(e.generations, i, i+1)
+	if n := len(e.generations); wasTop && n > 0 {
+		e.logger = e.generations[n-1].settings.Logger
+		e.hub.Update(e.generations[n-1].settings)
+	}
+}
+
+// beginShutdown tells agents to come back elsewhere or later, lets streams go on
+// for grace, and returns at once. Only the first call counts.
+func (e *edge) beginShutdown(grace time.Duration) {
+	e.shutdown.Do(func() {
+		e.closeIdle()
+		go e.runShutdown(grace)
+	})
+}
+
+// runShutdown ends the hub. Destruct waits for it.
+func (e *edge) runShutdown(grace time.Duration) {
+	defer close(e.down)
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := e.hub.Shutdown(ctx); err != nil {
+		e.mu.Lock()
+		logger := e.logger
+		e.mu.Unlock()
+		logger.Error("edge did not end cleanly", slog.Any("error", err))
+	}
+}
+
+// removalGrace is how long streams may go on when the last configuration with
+// this edge is gone, but Caddy goes on: a reload waits for it.
+const removalGrace = 2 * time.Second
+
+// Destruct ends the edge, and returns when nothing of it is left.
+func (e *edge) Destruct() error {
+	e.beginShutdown(removalGrace)
+	e.closeIdle()
+	<-e.down
+	return nil
+}
+
+// closeIdle closes connections to devices that are kept for the next request.
+func (e *edge) closeIdle() {
+	e.keep.CloseIdleConnections()
+	e.fresh.CloseIdleConnections()
+}

@@ -492,6 +492,76 @@ func TestTransferIDs(t *testing.T) {
 	})
 }
 
+// TestBrokenTransfers breaks off a transfer socket in each way in the middle of an
+// answer whose end is the end of the connection: no visitor may take the half of it
+// for the whole.
+func TestBrokenTransfers(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Shared(t, k)
+		send := func(ws *websocket.Conn, kind int, text string) { ws.WriteMessage(kind, []byte(text)) }
+		for _, c := range []struct {
+			name string
+			end  func(ws *websocket.Conn)
+			code int // with which the edge closes; 0: it does not matter
+			full bool
+		}{
+			{"an end", func(ws *websocket.Conn) { send(ws, 2, "") }, 0, true},
+			{"TCP ends", func(ws *websocket.Conn) { ws.NetConn().Close() }, 0, false},
+			{"close 1000", func(ws *websocket.Conn) { send(ws, 8, "\x03\xe8") }, 0, false},
+			{"close 1001", func(ws *websocket.Conn) { send(ws, 8, "\x03\xe9") }, 0, false},
+			{"close without a code", func(ws *websocket.Conn) { send(ws, 8, "") }, 0, false},
+			{"a text", func(ws *websocket.Conn) { send(ws, 1, "text") }, 4100, false},
+			{"an empty text", func(ws *websocket.Conn) { send(ws, 1, "") }, 4100, false},
+			{"reserved bits", func(ws *websocket.Conn) { ws.NetConn().Write(frame(0xf2, 0, nil)) }, 1002, false},
+			{"half a frame", func(ws *websocket.Conn) {
+				ws.NetConn().Write(frame(0x82, 1000, []byte("half")))
+				ws.NetConn().Close()
+			}, 0, false},
+			{"half a message", func(ws *websocket.Conn) {
+				ws.NetConn().Write(frame(0x02, 4, []byte("half")))
+				ws.NetConn().Close()
+			}, 0, false},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				h := harness.DialHand(t, f, f.NewDevice(t))
+				client := harness.Visitor(t, f, true)
+				type outcome struct {
+					r   reply
+					err error
+				}
+				got := make(chan outcome, 1)
+				go func() { // ends with the client's timeout
+					r, err := try(client, request(t, "GET", f.URL(h.Ready.Hostname, "/"), nil))
+					got <- outcome{r, err}
+				}()
+				var open harness.Open
+				h.Next(t, "open", &open)
+				ws, resp, err := h.DialTransfer(t.Context(), open.ID)
+				if err != nil {
+					t.Fatalf("%v %v", err, harness.Refusal(resp))
+				}
+				defer ws.Close()
+				harness.ReadRequest(t, ws)
+				send(ws, 2, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nthe first part")
+				c.end(ws)
+				if c.code != 0 {
+					if code := harness.CloseCode(t, ws, 10*time.Second); code != c.code {
+						t.Errorf("closed with %d, want %d", code, c.code)
+					}
+				}
+				o := <-got
+				if whole := o.err == nil && o.r.StatusCode == 200; whole != c.full {
+					t.Errorf("the visitor got %v, %v", o.r, o.err)
+				}
+				if !c.full && o.err == nil && o.r.code() == "" {
+					t.Errorf("the visitor got %v", o.r)
+				}
+				wantOpen(t, f, h) // the tunnel lives on
+			})
+		}
+	})
+}
+
 // TestNothingIsLeft attacks an edge in many ways, and wants it to be as small after
 // as it was before.
 func TestNothingIsLeft(t *testing.T) {

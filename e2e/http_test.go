@@ -128,6 +128,13 @@ func TestRequests(t *testing.T) {
 			}
 			s.mustServe(t)
 		})
+		t.Run("an answer reset", func(t *testing.T) {
+			r, err := try(s.client, request(t, "GET", s.url("/reset"), nil))
+			if err == nil {
+				t.Errorf("the device reset its answer, the visitor was told that %d bytes are all: %d", len(r.body), r.StatusCode)
+			}
+			s.mustServe(t)
+		})
 		for _, path := range []string{"/garbage", "/no-answer"} {
 			t.Run(path[1:], func(t *testing.T) {
 				if r := s.get(t, path); r.StatusCode != 502 || r.code() == "" {

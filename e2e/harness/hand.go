@@ -138,6 +138,18 @@ func (h *Hand) DialTransfer(ctx context.Context, id string) (*websocket.Conn, *h
 // ServeOnce answers the request that waits behind an open with a page.
 func (h *Hand) ServeOnce(tb testing.TB, ws *websocket.Conn, page string) {
 	tb.Helper()
+	ReadRequest(tb, ws)
+	answer := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(page), page)
+	for _, piece := range []string{answer, ""} { // an empty message ends the direction
+		if err := ws.WriteMessage(websocket.BinaryMessage, []byte(piece)); err != nil {
+			tb.Fatalf("transfer socket: %v", err)
+		}
+	}
+}
+
+// ReadRequest reads the head of a visitor's request from a transfer socket.
+func ReadRequest(tb testing.TB, ws *websocket.Conn) string {
+	tb.Helper()
 	ws.SetReadDeadline(time.Now().Add(VisitorTimeout))
 	var request []byte
 	for !strings.Contains(string(request), "\r\n\r\n") {
@@ -147,12 +159,7 @@ func (h *Hand) ServeOnce(tb testing.TB, ws *websocket.Conn, page string) {
 		}
 		request = append(request, piece...)
 	}
-	answer := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(page), page)
-	for _, piece := range []string{answer, ""} { // an empty message ends the direction
-		if err := ws.WriteMessage(websocket.BinaryMessage, []byte(piece)); err != nil {
-			tb.Fatalf("transfer socket: %v", err)
-		}
-	}
+	return string(request)
 }
 
 // CloseCode reads until the edge has closed the socket, and returns the code; 1006

@@ -123,6 +123,16 @@ func (o *Origin) handler() http.Handler {
 	mux.HandleFunc("/early-close", func(w http.ResponseWriter, r *http.Request) {
 		raw(w, "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"+strings.Repeat("x", 1000))
 	})
+	mux.HandleFunc("/reset", func(w http.ResponseWriter, r *http.Request) { // its end would be the answer's
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"+strings.Repeat("x", 1000))
+		time.Sleep(100 * time.Millisecond) // lets the agent read: a reset discards what is under way
+		c.(*net.TCPConn).SetLinger(0)
+		c.Close()
+	})
 	mux.HandleFunc("/no-answer", func(w http.ResponseWriter, r *http.Request) { raw(w, "") })
 	mux.HandleFunc("/garbage", func(w http.ResponseWriter, r *http.Request) {
 		raw(w, "\x16\x03\x01 this is not HTTP \x00\xff\r\n\r\n")

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// options are what flags, environment and file say, each over the next.
+type options struct {
+	configFile         string
+	servers            list
+	device             string
+	tokenFile          string
+	token              string // of the environment alone
+	forwards           list
+	ca                 string
+	clientCert         string
+	clientKey          string
+	insecureSkipVerify bool
+	allowPlaintext     bool
+	proxy              string
+	profile            string
+	heartbeat          time.Duration
+	redirectTo         list
+	dns                list
+	maxBackoff         time.Duration
+	status             string
+	logLevel           slog.Level
+	logFormat          string
+	once               bool
+}
+
+// list is a flag that may be repeated. What a stronger source says replaces what
+// a weaker one said.
+type list struct {
+	values []string
+	fresh  bool // the next value replaces all
+}
+
+func (l *list) String() string { return strings.Join(l.values, " ") }
+
+func (l *list) Set(s string) error {
+	if l.fresh {
+		l.values, l.fresh = nil, false
+	}
+	l.values = append(l.values, s)
+	return nil
+}
+
+// flags makes the flag set that fills o. The key of a flag in the file, and its
+// name in the environment, follow from its name.
+func (o *options) flags() *flag.FlagSet {
+	fs := flag.NewFlagSet("iottunnel-agent", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	fs.StringVar(&o.configFile, "config", "", "")
+	fs.StringVar(&o.configFile, "c", "", "")
+	fs.Var(&o.servers, "server", "")
+	fs.StringVar(&o.device, "device", "", "")
+	fs.StringVar(&o.tokenFile, "token-file", "", "")
+	fs.Var(&o.forwards, "forward", "")
+	fs.StringVar(&o.ca, "ca", "", "")
+	fs.StringVar(&o.clientCert, "client-cert", "", "")
+	fs.StringVar(&o.clientKey, "client-key", "", "")
+	fs.BoolVar(&o.insecureSkipVerify, "insecure-skip-verify", false, "")
+	fs.BoolVar(&o.allowPlaintext, "allow-plaintext", false, "")
+	fs.StringVar(&o.proxy, "proxy", "", "")
+	fs.StringVar(&o.profile, "profile", "full", "")
+	fs.DurationVar(&o.heartbeat, "heartbeat", 0, "")
+	fs.Var(&o.redirectTo, "redirect-to", "")
+	fs.Var(&o.dns, "dns", "")
+	fs.DurationVar(&o.maxBackoff, "max-backoff", 30*time.Second, "")
+	fs.StringVar(&o.status, "status", "", "")
+	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "")
+	fs.StringVar(&o.logFormat, "log-format", "text", "")
+	fs.BoolVar(&o.once, "once", false, "")
+	return fs
+}
+
+func (o *options) lists() []*list { return []*list{&o.servers, &o.forwards, &o.redirectTo, &o.dns} }
+
+// stronger announces values of a source that wins over what was set so far.
+func (o *options) stronger() {
+	for _, l := range o.lists() {
+		l.fresh = true
+	}
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+// parse reads the command line, and what belongs to it: environment and file. The
+// command may stand before, behind and among the flags.
+func parse(args, environ []string) (name string, o *options, err error) {
+	env := make(map[string]string)
+	for _, e := range environ {
+		key, value, _ := strings.Cut(e, "=")
+		env[key] = value
+	}
+	// The file is named by what is stronger than it.
+	o = new(options)
+	if name, err = o.parseArgs(args); err != nil || name != "run" {
+		return name, o, err
+	}
+	file := o.configFile
+	if file == "" {
+		file = env["IOTTUNNEL_CONFIG"]
+	}
+	o = new(options)
+	fs := o.flags()
+	if file != "" {
+		if err := readFile(fs, file); err != nil {
+			return name, nil, err
+		}
+	}
+	o.stronger()
+	if err := readEnvironment(fs, o, env); err != nil {
+		return name, nil, err
+	}
+	o.stronger()
+	name, err = o.parseOnto(fs, args)
+	return name, o, err
+}
+
+func (o *options) parseArgs(args []string) (string, error) { return o.parseOnto(o.flags(), args) }
+
+func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err error) {
+	for {
+		if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return name, err
+		} else if err != nil {
+			return name, &usageError{dashes(err)}
+		}
+		switch {
+		case fs.NArg() == 0:
+			return name, nil
+		case name != "":
+			return name, &usageError{fmt.Errorf("%s: unexpected argument %q", name, fs.Arg(0))}
+		}
+		name, args = fs.Arg(0), fs.Args()[1:]
+	}
+}
+
+// dashes writes flags in messages of package flag as they are documented.
+func dashes(err error) error {
+	text := err.Error()
+	for _, before := range []string{"flag provided but not defined: -", "flag needs an argument: -", "for flag -", "for -"} {
+		if head, tail, ok := strings.Cut(text, before); ok && !strings.HasPrefix(tail, "-") && !strings.HasPrefix(tail, "c:") {
+			return errors.New(head + before + "-" + tail)
+		}
+	}
+	return err
+}
+
+// readEnvironment sets each flag from IOTTUNNEL_NAME. Repeated ones are separated
+// by spaces.
+func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err error) {
+	o.token = env["IOTTUNNEL_TOKEN"]
+	fs.VisitAll(func(f *flag.Flag) {
+		key := "IOTTUNNEL_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value := env[key]
+		if value == "" || err != nil || f.Name == "c" || f.Name == "config" {
+			return
+		}
+		values := []string{value}
+		if _, ok := f.Value.(*list); ok {
+			values = strings.Fields(value)
+		}
+		for _, v := range values {
+			if err = fs.Set(f.Name, v); err != nil {
+				err = fmt.Errorf("%s: %w", key, err)
+				return
+			}
+		}
+	})
+	return err
+}
+
+// readFile sets flags from a YAML file whose keys are their names, with _ for -.
+func readFile(fs *flag.FlagSet, name string) error {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return fmt.Errorf("config: %s: %w", name, err)
+	}
+	if doc.Kind == 0 {
+		return nil // an empty file
+	}
+	at := func(n *yaml.Node, format string, args ...any) error {
+		return fmt.Errorf("config: %s:%d: %w", name, n.Line, fmt.Errorf(format, args...))
+	}
+	top := doc.Content[0]
+	if top.Kind != yaml.MappingNode {
+		return at(top, "not a list of `key: value` lines")
+	}
+	seen := make(map[string]bool)
+	for i := 0; i < len(top.Content); i += 2 {
+		key, value := top.Content[i], top.Content[i+1]
+		f := fs.Lookup(strings.ReplaceAll(key.Value, "_", "-"))
+		switch {
+		case key.Value == "token":
+			return at(key, "a token does not stand in this file: name its own with token_file")
+		case f == nil || strings.Contains(key.Value, "-") || key.Value == "c" || key.Value == "config":
+			return at(key, "unknown key %q; there are: %s", key.Value, strings.Join(keys(fs), ", "))
+		case seen[key.Value]:
+			return at(key, "%s is given twice", key.Value)
+		}
+		seen[key.Value] = true
+		items := []*yaml.Node{value}
+		if value.Kind == yaml.SequenceNode {
+			if _, ok := f.Value.(*list); !ok {
+				return at(value, "%s takes one value", key.Value)
+			}
+			items = value.Content
+		}
+		for _, item := range items {
+			if item.Kind != yaml.ScalarNode || item.Tag == "!!null" {
+				return at(item, "%s: not a value", key.Value)
+			}
+			if err := f.Value.Set(item.Value); err != nil {
+				return at(item, "%s: %q: %w", key.Value, item.Value, err)
+			}
+		}
+	}
+	return nil
+}
+
+func keys(fs *flag.FlagSet) []string {
+	var keys []string
+	fs.VisitAll(func(f *flag.Flag) {
+		if f.Name != "c" && f.Name != "config" {
+			keys = append(keys, strings.ReplaceAll(f.Name, "-", "_"))
+		}
+	})
+	slices.Sort(keys)
+	return keys
+}

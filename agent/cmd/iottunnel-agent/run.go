@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/iottunnel/iottunnel/agent"
+)
+
+// run keeps a tunnel up until a signal, or with --once until it fails. An error
+// is the configuration's.
+func run(o *options, stdout, stderr io.Writer) (status int, err error) {
+	config, err := o.config(stdout, stderr)
+	if err != nil {
+		return 0, err
+	}
+	a, err := agent.New(config)
+	if err != nil {
+		return 0, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// From the first signal on, the second one ends the process as if nobody
+	// handled it.
+	context.AfterFunc(ctx, stop)
+	if err := a.Run(ctx); err != nil {
+		fmt.Fprintf(stderr, "iottunnel-agent: %v\n", err)
+		return exitStatus(err), nil
+	}
+	return exitOK, nil
+}
+
+// exitStatus is that of a failure with --once.
+func exitStatus(err error) int {
+	var final interface{ Final() bool }
+	if errors.As(err, &final) && final.Final() {
+		return exitRefused
+	}
+	return exitUnreachable
+}
+
+// config makes the agent's configuration of what was said.
+func (o *options) config(stdout, stderr io.Writer) (agent.Config, error) {
+	none := agent.Config{}
+	switch {
+	case o.status != "":
+		return none, fmt.Errorf("--status: %w", agent.ErrNotBuilt)
+	case len(o.servers.values) == 0:
+		return none, errors.New("--server is needed, such as wss://edge.example.com")
+	case o.device == "":
+		return none, errors.New("--device is needed: the id of this device")
+	case strings.ContainsAny(o.device, "{}"):
+		return none, fmt.Errorf("--device: templates such as {mac} are %w; write the id out", agent.ErrNotBuilt)
+	case len(o.forwards.values) == 0:
+		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
+	}
+	log, err := o.logger(stderr)
+	if err != nil {
+		return none, err
+	}
+	c := agent.Config{
+		Servers:        o.servers.values,
+		Device:         o.device,
+		Token:          o.token,
+		AllowPlaintext: o.allowPlaintext,
+		RedirectTo:     o.redirectTo.values,
+		Profile:        agent.Profile(o.profile),
+		Heartbeat:      o.heartbeat,
+		MaxBackoff:     o.maxBackoff,
+		Once:           o.once,
+		Logger:         log,
+		OnUp:           func(up agent.Up) { printPorts(stdout, up) },
+	}
+	for _, s := range o.forwards.values {
+		f, err := parseForward(s)
+		if err != nil {
+			return none, fmt.Errorf("--forward %s: %w", s, err)
+		}
+		c.Forwards = append(c.Forwards, f)
+	}
+	if o.tokenFile != "" {
+		c.Token = ""
+		c.TokenSource = func(context.Context) (string, error) { return readToken(o.tokenFile) }
+		if _, err := readToken(o.tokenFile); err != nil {
+			return none, fmt.Errorf("--token-file: %w", err)
+		}
+	}
+	if c.TLS, err = o.tls(); err != nil {
+		return none, err
+	}
+	if c.Resolver, err = resolver(o.dns.values); err != nil {
+		return none, fmt.Errorf("--dns: %w", err)
+	}
+	if o.proxy != "" {
+		proxy, err := url.Parse(o.proxy)
+		if err != nil || proxy.Hostname() == "" || proxy.Scheme != "http" && proxy.Scheme != "https" {
+			return none, errors.New("--proxy is not http://[USER:PASSWORD@]HOST:PORT or https://…")
+		}
+		c.Proxy = func(*url.URL) (*url.URL, error) { return proxy, nil }
+	}
+	return c, nil
+}
+
+func (o *options) logger(w io.Writer) (*slog.Logger, error) {
+	options := &slog.HandlerOptions{Level: o.logLevel}
+	switch o.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	}
+	return nil, fmt.Errorf("--log-format: %q is not text or json", o.logFormat)
+}
+
+// printPorts writes a line for each port: all that is ever on standard output.
+func printPorts(w io.Writer, up agent.Up) {
+	var b strings.Builder
+	for _, p := range up.Ports {
+		where := p.URL
+		if where == "" {
+			where = "-"
+		}
+		fmt.Fprintf(&b, "%d/%s %s\n", p.Number, p.Kind, where)
+	}
+	_, _ = io.WriteString(w, b.String()) // nobody may be reading
+}
+
+// maxToken bounds what is read of a token file, in bytes: a JWT fits.
+const maxToken = 6 << 10
+
+func readToken(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxToken+1))
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(text))
+	switch {
+	case len(text) > maxToken:
+		return "", fmt.Errorf("%s is longer than %d bytes", name, maxToken)
+	case token == "":
+		return "", fmt.Errorf("%s is empty", name)
+	}
+	return token, nil
+}
+
+func (o *options) tls() (*tls.Config, error) {
+	c := &tls.Config{InsecureSkipVerify: o.insecureSkipVerify}
+	if o.ca != "" {
+		text, err := os.ReadFile(o.ca)
+		if err != nil {
+			return nil, fmt.Errorf("--ca: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(text) {
+			return nil, fmt.Errorf("--ca: %s holds no certificate in PEM", o.ca)
+		}
+	}
+	if (o.clientCert == "") != (o.clientKey == "") {
+		return nil, errors.New("--client-cert and --client-key need each other")
+	}
+	if o.clientCert != "" {
+		cert, err := tls.LoadX509KeyPair(o.clientCert, o.clientKey)
+		if err != nil {
+			return nil, fmt.Errorf("--client-cert, --client-key: %w", err)
+		}
+		c.Certificates = []tls.Certificate{cert}
+	}
+	return c, nil
+}
+
+// dnsTimeout bounds the connection to a name server.
+const dnsTimeout = 5 * time.Second
+
+// resolver asks the name servers at addrs, each of which may be a list; nil, the
+// system's, when there are none.
+func resolver(addrs []string) (*net.Resolver, error) {
+	var servers []string
+	for _, list := range addrs {
+		for s := range strings.SplitSeq(list, ",") {
+			addr, err := netip.ParseAddr(s)
+			if err == nil {
+				servers = append(servers, netip.AddrPortFrom(addr, 53).String())
+				continue
+			}
+			ap, err := netip.ParseAddrPort(s)
+			if err != nil {
+				return nil, fmt.Errorf("%q is not an IP address, with or without a port", s)
+			}
+			servers = append(servers, ap.String())
+		}
+	}
+	if servers == nil {
+		return nil, nil
+	}
+	return &net.Resolver{
+		PreferGo: true,
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			d := net.Dialer{Timeout: dnsTimeout}
+			return d.DialContext(ctx, network, servers[rand.N(len(servers))])
+		},
+	}, nil
+}

@@ -1,0 +1,311 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// Profile chooses among the ways in which streams travel.
+type Profile string
+
+// The profiles. Whatever is chosen works with every edge.
+const (
+	// Full offers every capability that this build has.
+	Full Profile = "full"
+	// Basic is one transfer socket for each stream, and nothing else.
+	Basic Profile = "basic"
+	// Inline keeps everything on the control socket. New refuses it: it is not in
+	// this build yet.
+	Inline Profile = "inline"
+)
+
+// ErrNotBuilt is in the error for what is known by name but not in this build
+// yet.
+var ErrNotBuilt = errors.New("not in this build yet")
+
+// Config says what an agent is. Servers, Device and Forwards are needed; the rest
+// has a default that works. Its values are not to be changed after New.
+type Config struct {
+	// Servers are the URLs of the edge, as wss://HOST[:PORT] (or https://, which
+	// is the same). They are tried in random order. ws:// and http:// are for
+	// loopback only, unless AllowPlaintext is set.
+	Servers []string
+	// Device is the device's id: at most 56 of a-z, 0-9, and - inside, no --.
+	Device string
+	// Token is the device's secret. Empty: none is sent, for edges that ask for a
+	// client certificate.
+	Token string
+	// TokenSource, if set, is asked for the token before each attempt, so that a
+	// renewed one counts without a restart. It wins over Token.
+	TokenSource func(ctx context.Context) (string, error)
+	// Forwards are the ports that visitors can reach: 1 to 32.
+	Forwards []Forward
+
+	// TLS is the template for connections to the edge and to https proxies; nil
+	// is right for an edge with a public certificate. It is copied; ServerName,
+	// if empty, is the server's host, ALPN is always http/1.1, and what is below
+	// TLS 1.2 is never spoken.
+	TLS *tls.Config
+	// AllowPlaintext lets the token and all traffic travel without TLS to servers
+	// elsewhere than on loopback.
+	AllowPlaintext bool
+	// Proxy returns the proxy for a server's URL (scheme http or https), nil for
+	// none. The default is http.ProxyFromEnvironment's: HTTPS_PROXY, HTTP_PROXY
+	// and NO_PROXY. Proxies are http:// or https://, and are asked to CONNECT;
+	// user and password in their URL are sent as Basic authentication.
+	Proxy func(*url.URL) (*url.URL, error)
+	// RedirectTo are domains to which, hosts below them included, an edge may send
+	// the agent, and with it the token. The hosts of Servers and their siblings
+	// (edge-2.example.com for edge.example.com) need not be named.
+	RedirectTo []string
+	// Resolver looks up names; nil is the system's.
+	Resolver *net.Resolver
+
+	// Profile is Full by default.
+	Profile Profile
+	// Heartbeat is how often the edge is asked to ping: 10 s to 15 min, by default
+	// what the edge prefers, 25 s unless it was configured. The edge may decide
+	// otherwise. A tunnel is given up after two missed ones and 10 s.
+	Heartbeat time.Duration
+	// MaxBackoff bounds the pause between attempts to connect: 30 s by default.
+	// After a refusal of the credential it is 5 to 15 minutes.
+	MaxBackoff time.Duration
+	// Streams bounds the visitors' connections at once: 1 to 65535, 256 by
+	// default.
+	Streams int
+	// Grace is how long streams may go on after Run's context has ended: 5 s by
+	// default; negative for not at all.
+	Grace time.Duration
+	// Once makes Run return the first failure instead of trying again.
+	Once bool
+
+	// Logger gets what an operator reads; nil discards it.
+	Logger *slog.Logger
+	// OnUp is called each time a tunnel is up and all ports have been told, and
+	// again when the edge tells others. OnDown is called after a tunnel has ended
+	// and after each failed attempt, with the reason and the pause until the next
+	// one. Both are called one at a time and must not block.
+	OnUp   func(Up)
+	OnDown func(err error, next time.Duration)
+}
+
+// Kind says what a port speaks.
+type Kind string
+
+// The kinds of a port. HTTP and HTTPS get a hostname at the edge; TCP gets a
+// public port, if the edge has them.
+const (
+	HTTP  Kind = Kind(wire.HTTP)
+	HTTPS Kind = Kind(wire.HTTPS)
+	TCP   Kind = Kind(wire.TCP)
+)
+
+// Forward is a port of the device that visitors can reach.
+type Forward struct {
+	// Port is the number by which visitors know it. It need not be open, nor be
+	// the target's.
+	Port uint16
+	// Kind is, by default, HTTP for port 80, HTTPS for 443, TCP for others.
+	Kind Kind
+	// Target is the host:port to connect to.
+	Target string
+	// Dial makes the connection instead of Target. Its context is valid for the
+	// call only, ends after 10 s, and Visitor tells for whom it is. Connections
+	// with CloseWrite() error pass the visitor's end of stream on; those with
+	// Abort() its abort.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// ProxyProtocol writes the visitor's address ahead of its first byte, as a
+	// header of version 2 of the PROXY protocol.
+	ProxyProtocol bool
+}
+
+// Up describes a tunnel.
+type Up struct {
+	Server   string // URL of the edge, as the tunnel reached it
+	Label    string // the device's label,
+	Hostname string // and its hostname
+	Ports    []Port // in the order of Config.Forwards
+}
+
+// Port tells where visitors find a forwarded port.
+type Port struct {
+	Number uint16
+	Kind   Kind
+	// URL is https://… (or http://…) or tcp://host:port; empty when the port
+	// cannot be reached from outside.
+	URL string
+}
+
+type visitorKey struct{}
+
+// Visitor returns the address of the visitor for whom a Forward's Dial was
+// called; the zero value when the edge did not tell.
+func Visitor(ctx context.Context) netip.AddrPort {
+	from, _ := ctx.Value(visitorKey{}).(netip.AddrPort)
+	return from
+}
+
+// Defaults of Config.
+const (
+	defaultMaxBackoff = 30 * time.Second
+	defaultGrace      = 5 * time.Second
+
+	minHeartbeat = 10 * time.Second
+	maxHeartbeat = wire.MaxHeartbeat * time.Second
+	maxDevice    = 56 // leaves room for --65535 in a DNS label
+)
+
+// withDefaults returns c with what is zero filled in, or says what is wrong with
+// it.
+func (c Config) withDefaults() (Config, error) {
+	setDefault(&c.Profile, Full)
+	setDefault(&c.MaxBackoff, defaultMaxBackoff)
+	setDefault(&c.Streams, wire.DefaultStreams)
+	setDefault(&c.Grace, defaultGrace)
+	if c.Proxy == nil {
+		c.Proxy = func(u *url.URL) (*url.URL, error) {
+			return http.ProxyFromEnvironment(&http.Request{URL: u})
+		}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, c.check()
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func (c Config) check() error {
+	if err := names.CheckDevice(c.Device); err != nil {
+		return fmt.Errorf("Device: %w", err)
+	}
+	if len(c.Device) > maxDevice {
+		return fmt.Errorf("Device: longer than %d characters", maxDevice)
+	}
+	if err := checkToken(c.Token); err != nil {
+		return fmt.Errorf("Token: %w", err)
+	}
+	switch c.Profile {
+	case Full, Basic:
+	case Inline:
+		return fmt.Errorf("Profile: %s is %w; full or basic", c.Profile, ErrNotBuilt)
+	default:
+		return fmt.Errorf("Profile: %q is not one: full or basic", c.Profile)
+	}
+	switch {
+	case c.Heartbeat != 0 && c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat:
+		return fmt.Errorf("Heartbeat: %v is not from %v to %v", c.Heartbeat, minHeartbeat, maxHeartbeat)
+	case c.MaxBackoff < time.Second || c.MaxBackoff > time.Hour:
+		return fmt.Errorf("MaxBackoff: %v is not from 1s to 1h", c.MaxBackoff)
+	case c.Streams < 1 || c.Streams > wire.MaxStreams:
+		return fmt.Errorf("Streams: %d is not from 1 to %d", c.Streams, wire.MaxStreams)
+	}
+	for _, domain := range c.RedirectTo {
+		// At least two labels: a redirect carries the token.
+		if d := normalDomain(domain); !strings.Contains(d, ".") || strings.ContainsAny(d, "/:@* ") {
+			return fmt.Errorf("RedirectTo: %q is not a domain such as example.com", domain)
+		}
+	}
+	return checkForwards(c.Forwards)
+}
+
+// checkToken makes sure that a token can stand in a header (RFC 6750 §2.1).
+func checkToken(token string) error {
+	for i := range len(token) {
+		if c := token[i]; c <= ' ' || c > '~' {
+			return fmt.Errorf("character %d is a space or not printable ASCII", i+1)
+		}
+	}
+	return nil
+}
+
+func checkForwards(forwards []Forward) error {
+	if len(forwards) == 0 || len(forwards) > wire.MaxPorts {
+		return fmt.Errorf("Forwards: %d given, 1 to %d are possible", len(forwards), wire.MaxPorts)
+	}
+	seen := make(map[uint16]bool)
+	for _, f := range forwards {
+		switch {
+		case f.Port == 0:
+			return errors.New("Forwards: port 0; 1 to 65535 are possible")
+		case seen[f.Port]:
+			return fmt.Errorf("Forwards: port %d is given twice", f.Port)
+		case f.Kind != "" && f.Kind != HTTP && f.Kind != HTTPS && f.Kind != TCP:
+			return fmt.Errorf("Forwards: port %d: kind %q is not http, https or tcp", f.Port, f.Kind)
+		case (f.Target == "") == (f.Dial == nil):
+			return fmt.Errorf("Forwards: port %d: needs either Target or Dial", f.Port)
+		}
+		seen[f.Port] = true
+		if f.Dial != nil {
+			continue
+		}
+		host, port, err := net.SplitHostPort(f.Target)
+		if err != nil || host == "" || !validPort(port) {
+			return fmt.Errorf("Forwards: port %d: target %q is not host:port", f.Port, f.Target)
+		}
+	}
+	return nil
+}
+
+func validPort(s string) bool {
+	p, err := wire.ParsePort(s)
+	return err == nil && p.Number != 0 && !strings.Contains(s, "/")
+}
+
+// parseServer reads the URL of a server; its scheme becomes ws or wss.
+func parseServer(s string, allowPlaintext bool) (*url.URL, error) {
+	const form = "wss://HOST[:PORT]"
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, fmt.Errorf("%q is not a URL of the form %s", s, form)
+	}
+	switch u.Scheme {
+	case "wss", "https":
+		u.Scheme = "wss"
+	case "ws", "http":
+		u.Scheme = "ws"
+	default:
+		return nil, fmt.Errorf("%q: scheme is not wss, https, ws or http; give %s", s, form)
+	}
+	switch {
+	case u.Hostname() == "" || u.Port() != "" && !validPort(u.Port()):
+		return nil, fmt.Errorf("%q is not of the form %s", s, form)
+	case u.User != nil:
+		return nil, fmt.Errorf("%s: user and password do not belong into the URL", u.Redacted())
+	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "", u.Opaque != "":
+		return nil, fmt.Errorf("%q has more than scheme, host and port", s)
+	case u.Scheme == "ws" && !allowPlaintext && !isLoopback(u.Hostname()):
+		return nil, fmt.Errorf("%q would send the token unencrypted; use wss, or allow plaintext in words", s)
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+}
+
+// isLoopback reports whether host is this machine, by address or by the name
+// that stands for it everywhere (RFC 6761 §6.3).
+func isLoopback(host string) bool {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Unmap().IsLoopback()
+	}
+	host = normalDomain(host)
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
+
+// normalDomain is d in lower case, without a dot at either end.
+func normalDomain(d string) string { return strings.ToLower(strings.Trim(d, ".")) }

@@ -1,0 +1,80 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// maxProxyAnswer bounds the header of a proxy's answer, in bytes.
+const maxProxyAnswer = 16 << 10
+
+// throughProxy asks the proxy at the other end of conn for a connection to addr
+// (RFC 9110 §9.3.6). It closes conn if that fails.
+func (d *dialer) throughProxy(ctx context.Context, conn net.Conn, proxy *url.URL, addr string) (net.Conn, error) {
+	if proxy.Scheme == "https" {
+		template := d.tls.Clone()
+		template.ServerName = ""
+		template.Certificates, template.GetClientCertificate = nil, nil // the edge's business
+		var err error
+		if conn, err = d.secure(ctx, conn, template, proxy.Hostname()); err != nil {
+			return nil, fmt.Errorf("%s: tls: %w", proxy.Host, err)
+		}
+	}
+	// The deadline in the past ends calls under way.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	err := connectTo(conn, proxy, addr)
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("%s: CONNECT %s: %w", proxy.Host, addr, err)
+	}
+	return conn, nil
+}
+
+func connectTo(conn net.Conn, proxy *url.URL, addr string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: iottunnel-agent\r\n", addr, addr)
+	if user := proxy.User; user != nil {
+		password, _ := user.Password()
+		credentials := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
+		fmt.Fprintf(&b, "Proxy-Authorization: Basic %s\r\n", credentials)
+	}
+	b.WriteString("\r\n")
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		return err
+	}
+	br := bufio.NewReaderSize(io.LimitReader(conn, maxProxyAnswer), 512)
+	answer, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
+	if err != nil {
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			err = errors.New("closed without an answer, or with one that is too long")
+		}
+		return err
+	}
+	answer.Body.Close()
+	switch {
+	case answer.StatusCode == http.StatusProxyAuthRequired:
+		how := strings.Join(answer.Header.Values("Proxy-Authenticate"), ", ")
+		if proxy.User == nil {
+			return fmt.Errorf("answered 407: the proxy's URL needs user:password@ (it asks for %s)", printable(how, 80))
+		}
+		return fmt.Errorf("answered 407: user and password are not accepted (it asks for %s; only Basic is spoken)", printable(how, 80))
+	case answer.StatusCode/100 != 2:
+		return fmt.Errorf("answered %s", printable(answer.Status, 80))
+	case br.Buffered() > 0:
+		// Neither TLS nor HTTP lets the server speak first.
+		return errors.New("answered with more than a header")
+	}
+	return nil
+}

@@ -1,0 +1,242 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// Pauses between attempts (protocol §5.6).
+const (
+	// firstRetry bounds the pause after a tunnel that had held.
+	firstRetry = 500 * time.Millisecond
+	// held is how long a tunnel must have been up for the backoff to start over.
+	held = 30 * time.Second
+	// From minSlow to maxSlow is waited when only a person can help.
+	minSlow, maxSlow = 5 * time.Minute, 15 * time.Minute
+	// maxRetryAfter is how far an edge may put off an agent.
+	maxRetryAfter = 10 * time.Minute
+)
+
+// backoff is the pause between attempts: full jitter under a bound that doubles.
+type backoff struct {
+	max      time.Duration
+	failures int
+}
+
+// next counts a failure and returns the pause after it: up to firstRetry, then up
+// to 1 s, 2 s, 4 s … max.
+func (b *backoff) next() time.Duration {
+	bound := firstRetry
+	if b.failures > 0 {
+		bound = min(b.max, time.Second<<min(b.failures-1, 20))
+	}
+	b.failures++
+	return rand.N(bound)
+}
+
+// slow is the pause when only a person can help.
+func slow() time.Duration { return minSlow + rand.N(maxSlow-minSlow) }
+
+// RefusedError is an edge's answer, other than a tunnel, to an attempt.
+type RefusedError struct {
+	Status  int    // of HTTP
+	Code    string // such as unauthorized; empty when no edge answered
+	Message string // of the edge, for people
+
+	retryAfter time.Duration
+	location   string
+}
+
+func (e *RefusedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "handshake answered %d ", e.Status)
+	if e.Code == "" {
+		fmt.Fprintf(&b, "%s, not by an iottunnel edge", http.StatusText(e.Status))
+		return b.String()
+	}
+	b.WriteString(e.Code)
+	if e.Message != "" {
+		fmt.Fprintf(&b, ": %s", e.Message)
+	}
+	if wire.Code(e.Code) == wire.DeviceConnected {
+		b.WriteString(" (another live device uses this id)")
+	}
+	return b.String()
+}
+
+// redirect reports whether the answer sends the agent elsewhere.
+func (e *RefusedError) redirect() bool {
+	switch e.Status {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// Final reports whether trying again is unlikely to help: the edge found fault
+// with what the agent says or is. The agent tries again nevertheless, slowly.
+func (e *RefusedError) Final() bool {
+	return e.Status >= 400 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout
+}
+
+// newRefused reads an answer that was not 101.
+func newRefused(answer *socket.StatusError) *RefusedError {
+	e := &RefusedError{Status: answer.Status, location: answer.Header.Get("Location")}
+	var body wire.ErrorBody
+	if json.Unmarshal(answer.Body, &body) == nil {
+		e.Code, e.Message = printable(string(body.Error), 40), printable(body.Message, 300)
+	}
+	// Seconds only: a date is worth what the device's clock is.
+	if n, err := strconv.ParseUint(answer.Header.Get("Retry-After"), 10, 31); err == nil {
+		e.retryAfter = min(time.Duration(n)*time.Second, maxRetryAfter)
+	}
+	return e
+}
+
+// printable cuts a peer's text and replaces what could act on a terminal.
+func printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if strconv.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}
+
+// ClosedError is the end of a tunnel that the edge closed.
+type ClosedError struct {
+	Code   int // of the close frame
+	Reason string
+}
+
+func (e *ClosedError) Error() string {
+	s := "edge closed the tunnel: " + strconv.Itoa(e.Code)
+	switch e.Code {
+	case wire.CloseReplaced:
+		s += " replaced by another instance of this device"
+	case wire.CloseRevoked:
+		s += " revoked"
+	case wire.CloseExpired:
+		s += " credential expired"
+	}
+	if e.Reason != "" {
+		s += ": " + e.Reason
+	}
+	return s
+}
+
+// Final is as of RefusedError: the device was replaced or revoked.
+func (e *ClosedError) Final() bool { return wire.RetryAfterClose(e.Code) == wire.RetrySlow }
+
+// failures are those of one round over the servers.
+type failures []error
+
+func (f failures) Error() string {
+	texts := make([]string, len(f))
+	for i, err := range f {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (f failures) Unwrap() []error { return f }
+
+// plan decides when to try again.
+type plan struct {
+	backoff backoff
+	servers []*server
+}
+
+// server is one of Config.Servers.
+type server struct {
+	url       *url.URL
+	notBefore time.Time // it may be asked again
+}
+
+// afterAttempt takes the failure of one server into account.
+func (p *plan) afterAttempt(s *server, err error) {
+	var refused *RefusedError
+	if !errors.As(err, &refused) {
+		s.notBefore = time.Now().Add(p.afterClose(err))
+		return
+	}
+	pause := rand.N(p.backoff.max)
+	// A redirect that could not be followed is like 403 (protocol §2.8).
+	if refused.redirect() || wire.RetryAfterStatus(refused.Status) == wire.RetrySlow {
+		pause = slow()
+	}
+	if told := refused.retryAfter; told > 0 {
+		pause = max(pause, told+rand.N(told/4)) // whoever was told the same comes spread
+	}
+	s.notBefore = time.Now().Add(pause)
+}
+
+// afterTunnel takes the end of a tunnel into account that was up for that long.
+func (p *plan) afterTunnel(err error, up time.Duration) {
+	if up >= held {
+		p.backoff.failures = 0
+	}
+	if pause := p.afterClose(err); pause > 0 {
+		until := time.Now().Add(pause)
+		for _, s := range p.servers {
+			s.notBefore = until
+		}
+	}
+}
+
+// afterClose is the pause that a close code asks for; 0 for none.
+func (p *plan) afterClose(err error) time.Duration {
+	var closed *ClosedError
+	if !errors.As(err, &closed) {
+		return 0
+	}
+	switch wire.RetryAfterClose(closed.Code) {
+	case wire.RetryBackoff:
+		return rand.N(p.backoff.max)
+	case wire.RetrySlow:
+		return slow()
+	}
+	return 0
+}
+
+// wait is the pause until the next round, in which at least one server may be
+// asked.
+func (p *plan) wait() time.Duration {
+	first := p.servers[0].notBefore
+	for _, s := range p.servers[1:] {
+		if s.notBefore.Before(first) {
+			first = s.notBefore
+		}
+	}
+	if pause := time.Until(first); pause > 0 {
+		return pause
+	}
+	return p.backoff.next()
+}
+
+// due returns the servers that may be asked now, in random order.
+func (p *plan) due() []*server {
+	now := time.Now()
+	var due []*server
+	for _, s := range p.servers {
+		if !s.notBefore.After(now) {
+			due = append(due, s)
+		}
+	}
+	rand.Shuffle(len(due), func(i, j int) { due[i], due[j] = due[j], due[i] })
+	return due
+}

@@ -1,0 +1,253 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// streams are the visitors' connections of one Run, across all its tunnels.
+type streams struct {
+	agent *Agent
+	ctx   context.Context // ends with the grace
+	abort context.CancelFunc
+	wg    sync.WaitGroup // of all goroutines here, streams that linger included
+
+	mu      sync.Mutex // guards what follows
+	count   int
+	sockets map[*stream.Stream]struct{}
+	over    bool // the grace
+	refused map[uint16]*complaint
+}
+
+func newStreams(a *Agent) *streams {
+	s := &streams{agent: a, sockets: make(map[*stream.Stream]struct{}), refused: make(map[uint16]*complaint)}
+	s.ctx, s.abort = context.WithCancel(context.Background())
+	return s
+}
+
+// slack is what the edge may be ahead: to it a stream may be over a moment before
+// it is here.
+func slack(limit int) int { return 8 + limit/8 }
+
+// open serves an `open` of t in a goroutine, or refuses it.
+func (s *streams) open(t *tunnel, o *wire.Open) {
+	f, ok := s.agent.forward(o.Port)
+	if !ok {
+		t.refuse(o, fmt.Sprintf("port %d is not forwarded", o.Port))
+		return
+	}
+	limit := s.agent.cfg.Streams
+	s.mu.Lock()
+	room := s.count < limit+slack(limit)
+	if room {
+		s.count++
+	}
+	s.mu.Unlock()
+	if !room {
+		t.refuse(o, "busy: "+strconv.Itoa(limit)+" streams are open")
+		return
+	}
+	s.wg.Go(func() {
+		defer func() {
+			s.mu.Lock()
+			s.count--
+			s.mu.Unlock()
+		}()
+		s.serve(t, o, f)
+	})
+}
+
+// serve joins a visitor and the target of f, and returns when that is over.
+func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
+	log := s.agent.log.With("port", o.Port, "stream", o.Stream, "visitor", o.From)
+	from := visitor(o.From)
+	local, remote, err := s.dial(t, o, f, from)
+	var refused *RefusedError
+	switch {
+	case err == nil:
+	case errors.As(err, &refused):
+		// The edge has answered: the visitor is gone, or knows.
+		log.Debug("no transfer socket", "error", err)
+		return
+	default:
+		t.refuse(o, reason(err))
+		s.complain(o.Port, err)
+		return
+	}
+	a := stream.New(remote, stream.Options{
+		MessageMax: wire.DefaultMessage,
+		Remote:     net.TCPAddrFromAddrPort(from),
+		Owner:      &s.wg,
+		Closed:     s.forget,
+	})
+	s.remember(a)
+	up, down, err := stream.Relay(s.ctx, a, local)
+	log.Debug("stream over", "from_visitor", up, "to_visitor", down, "error", err)
+}
+
+// dial connects to the target and, at the same time, to the edge. The request for
+// the transfer socket is sent once the target has answered, so that nobody gets a
+// stream that leads nowhere.
+func (s *streams) dial(t *tunnel, o *wire.Open, f Forward, from netip.AddrPort) (net.Conn, *socket.Socket, error) {
+	ctx, cancel := context.WithTimeoutCause(s.ctx, transferTimeout, fmt.Errorf("no answer within %v", transferTimeout))
+	defer cancel()
+	var conn net.Conn
+	var connErr error
+	var wg sync.WaitGroup
+	wg.Go(func() { conn, connErr = s.agent.dialer.connect(ctx, t.route, 0) })
+	local, err := s.agent.dialTarget(ctx, f, from)
+	if err != nil {
+		cancel()
+	}
+	wg.Wait()
+	switch {
+	case err != nil:
+		if conn != nil {
+			conn.Close()
+		}
+		return nil, nil, &targetError{f, err}
+	case connErr != nil:
+		local.Close()
+		return nil, nil, &transferError{connErr}
+	}
+	u, secret, err := t.transfer(o.ID)
+	if err == nil {
+		var sock *socket.Socket
+		if sock, err = upgrade(ctx, conn, u, secret, socket.LargeBuffer); err == nil {
+			return local, sock, nil
+		}
+	} else {
+		conn.Close()
+	}
+	local.Close()
+	return nil, nil, &transferError{err}
+}
+
+// targetError and transferError tell which side of a stream is missing.
+type targetError struct {
+	forward Forward
+	err     error
+}
+
+func (e *targetError) Error() string {
+	if e.forward.Target == "" {
+		return "service: " + e.err.Error()
+	}
+	return "service at " + e.forward.Target + ": " + e.err.Error()
+}
+func (e *targetError) Unwrap() error { return e.err }
+
+type transferError struct{ err error }
+
+func (e *transferError) Error() string { return "transfer socket: " + e.err.Error() }
+func (e *transferError) Unwrap() error { return e.err }
+
+// reason is err in a few words, without the addresses of the device's network.
+func reason(err error) string {
+	var transfer *transferError
+	var dns *net.DNSError
+	var errno syscall.Errno
+	var timeout interface{ Timeout() bool }
+	text := err.Error()
+	switch {
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		text = "no answer in time"
+	case errors.As(err, &dns):
+		text = "name not found"
+	case errors.As(err, &errno):
+		text = errno.Error()
+	}
+	if errors.As(err, &transfer) {
+		return "transfer socket: " + text
+	}
+	return text
+}
+
+// complaint keeps a log readable that visitors can write to.
+type complaint struct {
+	last   time.Time
+	silent int
+}
+
+// complainEvery is the least time between two lines about one port.
+const complainEvery = 10 * time.Second
+
+func (s *streams) complain(port uint16, err error) {
+	s.mu.Lock()
+	c := s.refused[port]
+	if c == nil {
+		c = new(complaint)
+		s.refused[port] = c
+	}
+	now := time.Now()
+	if !c.last.IsZero() && now.Sub(c.last) < complainEvery {
+		c.silent++
+		s.mu.Unlock()
+		return
+	}
+	silent := c.silent
+	*c = complaint{last: now}
+	s.mu.Unlock()
+	s.agent.log.LogAttrs(s.ctx, slog.LevelWarn, "visitor refused",
+		slog.Int("port", int(port)), slog.Any("error", err), slog.Int("more_before", silent))
+}
+
+func (s *streams) remember(a *stream.Stream) {
+	s.mu.Lock()
+	s.sockets[a] = struct{}{}
+	over := s.over
+	s.mu.Unlock()
+	if over {
+		a.Abort()
+	}
+}
+
+func (s *streams) forget(a *stream.Stream) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sockets, a)
+}
+
+// shutdown lets streams go on for grace, aborts what is left and waits for it. No
+// open may come any more.
+func (s *streams) shutdown(grace time.Duration) {
+	limit := time.AfterFunc(max(grace, 0), s.cut)
+	defer limit.Stop()
+	s.wg.Wait()
+	s.abort()
+}
+
+// cut aborts all streams.
+func (s *streams) cut() {
+	s.mu.Lock()
+	s.over = true
+	left := make([]*stream.Stream, 0, len(s.sockets))
+	for a := range s.sockets {
+		left = append(left, a)
+	}
+	s.mu.Unlock()
+	s.abort()
+	for _, a := range left {
+		a.Abort() // also those that linger
+	}
+}
+
+// number is how many streams there are.
+func (s *streams) number() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
+}

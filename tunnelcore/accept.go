@@ -67,7 +67,7 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, er
 	answer := answers.From(err)
 	if answer.Code == wire.UpgradeRequired {
 		w.Header().Set("Upgrade", "websocket")
-		w.Header().Set("Iottunnel-Versions", wire.Versions)
+		w.Header().Set(wire.VersionsHeader, wire.Versions)
 	}
 	answer.WriteJSON(w)
 }

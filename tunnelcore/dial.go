@@ -71,8 +71,7 @@ func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.A
 	ctx, cancel := context.WithTimeout(ctx, min(t.hub.settings.Load().OpenTimeout, wire.IDLifetime*time.Second))
 	defer cancel()
 	t.mu.Lock()
-	t.next++
-	o.number = t.next
+	o.number = t.numberLocked()
 	t.opening[o.id] = o
 	t.mu.Unlock()
 	message := wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String()})
@@ -90,6 +89,28 @@ func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.A
 		t.abandon(o)
 		return nil, answers.From(ctx.Err())
 	}
+}
+
+// numberLocked counts streams up from 1, over those that are being opened when it
+// starts over (protocol §6.1). It wants mu.
+func (t *tunnel) numberLocked() uint32 {
+	for {
+		t.next++
+		if t.next != 0 && t.openingLocked(t.next) == nil {
+			return t.next
+		}
+	}
+}
+
+// openingLocked finds an opening by its number. There are few: no more than slots.
+// It wants mu.
+func (t *tunnel) openingLocked(number uint32) *opening {
+	for _, o := range t.opening {
+		if o.number == number {
+			return o
+		}
+	}
+	return nil
 }
 
 // takeOpening takes the opening of that id, which is thereby used.
@@ -114,13 +135,9 @@ func (t *tunnel) abandon(o *opening) {
 // the transfer socket is attached it says nothing new.
 func (t *tunnel) refused(m *wire.Refused) {
 	t.mu.Lock()
-	var o *opening
-	for _, candidate := range t.opening {
-		if candidate.number == m.Stream {
-			o = candidate
-			delete(t.opening, o.id)
-			break
-		}
+	o := t.openingLocked(m.Stream)
+	if o != nil {
+		delete(t.opening, o.id)
 	}
 	t.mu.Unlock()
 	if o != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"sync"
 	"time"
 
@@ -75,7 +76,7 @@ func (t *tunnel) greet() error {
 		Lease:      int64(s.Lease / time.Second),
 		Streams:    t.streams,
 		MessageMax: t.messageMax,
-		Transfer:   wire.TransferPath + "?node=" + t.hub.node.ID + "&tunnel=" + t.holder.Tunnel,
+		Transfer:   wire.TransferPath + "?node=" + url.QueryEscape(t.hub.node.ID) + "&tunnel=" + t.holder.Tunnel,
 		Secret:     t.secret,
 	}}
 	for _, p := range t.hello.Ports {

@@ -391,7 +391,7 @@
 	function showFirmware(f) {
 		const code = document.createElement("code");
 		code.textContent = f.sha256;
-		$("firmware-last").replaceChildren("Last upload: " + size(f.bytes) + " at " + clock(Date.parse(f.at), false) + ", SHA-256 ", code);
+		$("firmware-last").replaceChildren("Last upload: " + size(f.bytes) + " at " + clock(Date.parse(f.at), false) + ", SHA‑256 ", code);
 	}
 
 	// fetch cannot tell how far an upload is; XMLHttpRequest can.

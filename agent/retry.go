@@ -59,7 +59,7 @@ type RefusedError struct {
 
 func (e *RefusedError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "handshake answered %d ", e.Status)
+	fmt.Fprintf(&b, "answered %d ", e.Status)
 	if e.Code == "" {
 		fmt.Fprintf(&b, "%s, not by an iottunnel edge", http.StatusText(e.Status))
 		return b.String()

@@ -157,7 +157,7 @@ func (e *transferError) Unwrap() error { return e.err }
 
 // reason is err in a few words, without the addresses of the device's network.
 func reason(err error) string {
-	var transfer *transferError
+	var target *targetError
 	var dns *net.DNSError
 	var errno syscall.Errno
 	var timeout interface{ Timeout() bool }
@@ -169,9 +169,8 @@ func reason(err error) string {
 		text = "name not found"
 	case errors.As(err, &errno):
 		text = errno.Error()
-	}
-	if errors.As(err, &transfer) {
-		return "transfer socket: " + text
+	case errors.As(err, &target):
+		text = target.err.Error()
 	}
 	return text
 }

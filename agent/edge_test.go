@@ -1,0 +1,271 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iottunnel/iottunnel/internal/leak"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }
+
+// patience bounds what ought to come at once.
+const patience = 10 * time.Second
+
+// edge speaks the edge's side of the protocol, as each test tells it to.
+type edge struct {
+	tb  testing.TB
+	url string
+	// answer, if set, may answer a handshake of a control socket itself.
+	answer func(http.ResponseWriter, *http.Request) bool
+	// asked gets the request of each control socket, tunnels those accepted, and
+	// transfers each transfer socket.
+	asked     chan *http.Request
+	tunnels   chan *edgeTunnel
+	transfers chan *edgeTransfer
+
+	mu    sync.Mutex // guards what follows
+	socks []*socket.Socket
+}
+
+type edgeTunnel struct {
+	*socket.Socket
+	tb    testing.TB
+	hello wire.Hello
+	heard chan string // messages of the agent
+	bye   chan int    // its close code; 0 for an end without one
+}
+
+// read answers closes and pings, and passes on what it hears.
+func (t *edgeTunnel) read() {
+	for {
+		_, text, err := t.ReadMessage(wire.MaxText)
+		if err != nil {
+			var closed *socket.CloseError
+			errors.As(err, &closed)
+			if closed != nil && closed.Code != socket.CloseAbnormal {
+				t.bye <- closed.Code
+			} else {
+				t.bye <- 0
+			}
+			t.Close()
+			return
+		}
+		t.heard <- string(text)
+	}
+}
+
+type edgeTransfer struct {
+	*socket.Socket
+	request *http.Request
+}
+
+func newEdge(tb testing.TB) *edge {
+	return &edge{
+		tb:        tb,
+		asked:     make(chan *http.Request, 100),
+		tunnels:   make(chan *edgeTunnel, 100),
+		transfers: make(chan *edgeTransfer, 1000),
+	}
+}
+
+// startEdge starts an edge on loopback, without TLS.
+func startEdge(tb testing.TB) *edge {
+	e := newEdge(tb)
+	s := httptest.NewServer(e)
+	tb.Cleanup(s.Close)
+	tb.Cleanup(e.close)
+	e.url = s.URL
+	return e
+}
+
+// startTLSEdge starts one with TLS, and returns what a client needs to trust it.
+func startTLSEdge(tb testing.TB) (*edge, *tls.Config) {
+	e := newEdge(tb)
+	s := httptest.NewTLSServer(e)
+	tb.Cleanup(s.Close)
+	tb.Cleanup(e.close)
+	e.url = s.URL
+	return e, &tls.Config{RootCAs: s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}
+}
+
+// memoryEdge starts an edge that a reaches in memory, for tests about time.
+func memoryEdge(tb testing.TB, a *Agent) *edge {
+	e := newEdge(tb)
+	l, f := Listen(80, HTTP)
+	s := &http.Server{Handler: e}
+	go s.Serve(l) // ends with Close
+	tb.Cleanup(func() { s.Close() })
+	tb.Cleanup(e.close)
+	if a != nil {
+		a.dialer.tcp = func(ctx context.Context, _ time.Duration, _ string) (net.Conn, error) { return f.Dial(ctx) }
+	}
+	return e
+}
+
+func (e *edge) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.socks {
+		s.Close()
+	}
+}
+
+func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	control := r.URL.Path == wire.ControlPath
+	if control {
+		e.asked <- r.Clone(context.Background())
+		if e.answer != nil && e.answer(w, r) {
+			return
+		}
+	}
+	s, err := socket.Accept(w, r, wire.Subprotocol, socket.LargeBuffer)
+	if err != nil {
+		e.tb.Errorf("edge: %v", err)
+		return
+	}
+	e.mu.Lock()
+	e.socks = append(e.socks, s)
+	e.mu.Unlock()
+	if !control {
+		e.transfers <- &edgeTransfer{s, r.Clone(context.Background())}
+		return
+	}
+	hello, err := wire.ParseHello(r.URL.RawQuery)
+	if err != nil {
+		e.tb.Errorf("edge: %v", err)
+	}
+	t := &edgeTunnel{s, e.tb, hello, make(chan string, 100), make(chan int, 1)}
+	go t.read() // ends with the socket
+	e.tunnels <- t
+}
+
+// refuseWith answers control sockets with a status.
+func refuseWith(status int, body string, header ...string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+		return true
+	}
+}
+
+const (
+	testTunnel = "0123456789abcdef0123456789abcdef"
+	testID     = "aaaabbbbccccddddaaaabbbbccccdddd"
+)
+
+// greet tells the agent that the tunnel is up, with a URL for each port.
+func (t *edgeTunnel) greet(heartbeat string) {
+	t.tb.Helper()
+	t.say(`{"type":"ready","tunnel":"` + testTunnel + `","caps":"","heartbeat_s":` + heartbeat +
+		`,"label":"l4bel","hostname":"l4bel.devices.example.net","lease_s":3600,"streams":256,"message_max":65536,` +
+		`"transfer":"/.iottunnel/v1/transfer?node=n1&tunnel=` + testTunnel + `","secret":"s3cret"}`)
+	for _, p := range t.hello.Ports {
+		where := `"url":"https://l4bel.devices.example.net/"`
+		if p.Kind == wire.TCP {
+			where = `"addr":"tcp.example.net:20022"`
+		}
+		number, _, _ := strings.Cut(p.String(), "/")
+		t.say(`{"type":"port","port":` + number + `,"kind":"` + string(p.Kind) + `",` + where + `}`)
+	}
+}
+
+func (t *edgeTunnel) say(text string) {
+	t.tb.Helper()
+	if err := t.WriteMessage(socket.Text, []byte(text)); err != nil {
+		t.tb.Errorf("edge: %v", err)
+	}
+}
+
+// open asks for a stream and returns it.
+func (e *edge) open(t *edgeTunnel, port string) *stream.Stream {
+	e.tb.Helper()
+	t.say(`{"type":"open","stream":1,"id":"` + testID + `","port":` + port + `,"from":"203.0.113.9:51234"}`)
+	var wg sync.WaitGroup
+	wg.Add(1) // for as long as the stream is open
+	c := stream.New(receive(e.tb, e.transfers).Socket, stream.Options{Owner: &wg, Closed: func(*stream.Stream) { wg.Done() }})
+	e.tb.Cleanup(func() { c.Abort(); wg.Wait() })
+	return c
+}
+
+func receive[T any](tb testing.TB, c <-chan T) T {
+	tb.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		tb.Fatal("nothing came in time")
+		panic("unreachable")
+	}
+}
+
+// config is an agent's that needs no more than its forwards.
+func config(e *edge, forwards ...Forward) Config {
+	url := "ws://127.0.0.1"
+	if e != nil {
+		url = e.url
+	}
+	return Config{Servers: []string{url}, Device: "cam-17", Token: "t0ken", Forwards: forwards, Grace: -1}
+}
+
+func mustNew(tb testing.TB, c Config) *Agent {
+	tb.Helper()
+	a, err := New(c)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return a
+}
+
+// start runs a until the test is over.
+func start(tb testing.TB, a *Agent) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	tb.Cleanup(func() {
+		if err := stop(); err != nil {
+			tb.Errorf("Run: %v", err)
+		}
+	})
+	return stop
+}
+
+// echo is a service that sends back what it gets until its end, and then ends.
+func echo(tb testing.TB) Forward {
+	l, f := Listen(7, TCP)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				io.Copy(c, c)
+			})
+		}
+	})
+	tb.Cleanup(wg.Wait)
+	tb.Cleanup(func() { l.Close() })
+	return f
+}

@@ -8,7 +8,9 @@
 	const windowMS = 10 * 60 * 1000;
 	const state = { settings: null, readings: [], intervalMS: 1000, startedMS: 0, skewMS: 0, alarm: null };
 
-	let edited = document.querySelector("[aria-invalid]") !== null;
+	const invalid = document.querySelector("[aria-invalid]");
+	if (invalid) invalid.focus();
+	let edited = invalid !== null;
 	$("settings-form").addEventListener("input", () => { edited = true; });
 
 	// ---- Units and words

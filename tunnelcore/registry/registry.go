@@ -32,11 +32,15 @@ type Claim struct {
 	Device   string
 	Instance string
 	Tunnel   string
-	Node     NodeRef
+	// Node is where the tunnel lives. It should have beaten by then: the tunnel
+	// counts as live only while its node does.
+	Node NodeRef
 	// Label is taken when the device has no lease, or when its lease has run
-	// out. A device with a lease keeps the label it has.
+	// out. A device with a lease keeps the label it has. Never empty.
 	Label string
-	// Lease is how long label and ports stay the device's after it has left.
+	// Lease is how long label and ports stay the device's after it has left;
+	// more than zero. While the tunnel lives, the lease runs for a third more,
+	// from the claim or the last Refresh.
 	Lease time.Duration
 	// Evict names the holder that was found dead and may be replaced although it
 	// is of another instance; zero when none was.
@@ -47,11 +51,11 @@ type Claim struct {
 type Lease struct {
 	Holder
 	Label string
-	Until time.Time // when it would end without a refresh
+	Until time.Time // when it would end without a refresh: Claim.Lease and a third from now
 	// Fresh says that the label is new: the device had none, or lost it.
 	Fresh bool
-	// Previous is the tunnel that this claim replaced while it lived; zero when
-	// there was none. The winner tells the loser.
+	// Previous is the tunnel that this claim replaced while it lived, evicted ones
+	// included; zero when there was none. The winner tells the loser.
 	Previous Incumbent
 }
 
@@ -70,9 +74,13 @@ func (e *HeldError) Error() string {
 	return fmt.Sprintf("registry: device %s is held by a tunnel on node %s", e.Incumbent.Device, e.Incumbent.Node.ID)
 }
 
-// Errors of a Registry. Others mean that the registry could not tell: nothing is
-// known of the outcome, and trying again can help.
+// Errors of a Registry; an error of the context is returned as it is. Others mean
+// that the registry could not tell: nothing is known of the outcome, and trying
+// again can help.
 var (
+	// ErrInvalid: the caller's mistake, an argument that can never work. Nothing
+	// has changed.
+	ErrInvalid = errors.New("registry: invalid argument")
 	// ErrUnknown: no lease of that label or device.
 	ErrUnknown = errors.New("registry: not leased")
 	// ErrLabelTaken: the candidate label is leased to another device.
@@ -90,23 +98,40 @@ func (e *PortsFullError) Error() string {
 	return fmt.Sprintf("registry: no free port in %d-%d", e.First, e.Last)
 }
 
-// PortRest is how long a port stays unused after its lease has ended, so that
-// visitors of its last owner do not reach the next one.
+// PortRest is how long a port stays unused after its lease has ended or it was
+// given back, so that visitors of its last owner do not reach the next one. It
+// rests for its last owner too: there it might lead to another service.
 const PortRest = time.Minute
+
+// MaxName is how many bytes a device, instance, tunnel, label, node id or epoch
+// may have. MaxWhy is how many bytes of a Release's reason are kept; the rest is
+// cut off.
+const (
+	MaxName = 255
+	MaxWhy  = 255
+)
+
+// WhyNodeGone is the Record.Why of a device whose node stopped without a goodbye,
+// or was restarted.
+const WhyNodeGone = "edge node gone"
 
 // Record is what is known of a device that has a lease.
 type Record struct {
 	Device     string
 	Label      string
 	Generation int64
-	// Online is the live tunnel, zero when there is none.
+	// Online is the live tunnel, zero when there is none or its node is not live.
 	Online Incumbent
-	Until  time.Time
+	// Until is when the lease ends unless it is refreshed.
+	Until time.Time
 	// Seen is when the tunnel was last claimed, refreshed or released.
 	Seen time.Time
-	// Why is how the last tunnel ended; empty while online.
-	Why   string
-	Ports map[uint16]uint16 // the device's port → public port
+	// Why is how the last tunnel ended: what Release was told, or WhyNodeGone.
+	// Empty while online.
+	Why string
+	// Ports are the device's ports and the public ports that lead to them; nil
+	// when there are none.
+	Ports map[uint16]uint16
 }
 
 // Node is one live edge process, as the others see it.
@@ -132,30 +157,44 @@ const (
 //   - a label is never leased to two devices, nor a public port;
 //   - generations of a device only grow, even after its lease has ended;
 //   - a call with an old Holder changes nothing and says ErrLost;
-//   - after its lease a label is gone, and a port rests for PortRest.
+//   - after its lease a label is gone, and a port rests for PortRest;
+//   - a lease that has run out holds nothing, though its tunnel may live: the
+//     record is gone, the tunnel's Holder is lost, another may claim the device.
 //
-// Every call ends with ctx. Implementations copy what they keep and what they
-// return.
+// Names (see MaxName) that are empty or too long, and durations out of range, are
+// ErrInvalid; in a Holder they just match nothing, which is ErrLost, and in a
+// look-up they are ErrUnknown. Times are good to the millisecond.
+//
+// Every call ends with ctx. One that is made with an ended ctx changes nothing;
+// one whose ctx ends meanwhile may or may not have been carried out.
+// Implementations copy what they keep and what they return.
 type Registry interface {
 	// Claim takes the device for c.Tunnel, and publishes its route. It is granted
 	// when no live tunnel holds the device, when the live one is of the same
 	// instance, or is c.Evict; a tunnel is live while its node is (the node's
 	// last heartbeat is younger than NodeTTL and of the tunnel's epoch). Else the
-	// error is *HeldError; ErrLabelTaken asks for another candidate.
+	// error is *HeldError; ErrLabelTaken asks for another candidate. After either
+	// nothing has changed.
 	Claim(ctx context.Context, c Claim) (Lease, error)
 
 	// LeasePorts gives each port of want a public port in [first, last], the same
 	// as before while the lease holds and the range still has it, and gives back
 	// those of the device that are not in want. Without room for all it changes
-	// nothing and says *PortsFullError. first = 0 gives all back.
+	// nothing and says *PortsFullError. first = 0 gives all back. Ports given back
+	// rest, and have no place in the same call's room. They belong to the lease,
+	// not to the tunnel: the next tunnel of the device finds them.
+	//
+	// A zero in want, or a first above last, is ErrInvalid. Repeated ports count once.
 	LeasePorts(ctx context.Context, h Holder, want []uint16, first, last uint16) (map[uint16]uint16, error)
 
-	// Refresh prolongs the leases of live tunnels by lease and a third, so that
-	// after a crash a full lease remains. It returns the holders that are lost.
+	// Refresh sets the leases of live tunnels to end lease and a third from now,
+	// so that after a crash a full lease remains; lease is more than zero. It
+	// returns the holders that are lost, in their order.
 	Refresh(ctx context.Context, lease time.Duration, holders []Holder) (lost []Holder, err error)
 
 	// Release ends a tunnel: the device is offline, for the reason why (shown to
-	// operators), and its lease runs out after lease. Releasing twice is ErrLost.
+	// operators), and its lease runs out after lease, at once when that is zero;
+	// less is ErrInvalid. Releasing twice is ErrLost.
 	Release(ctx context.Context, h Holder, lease time.Duration, why string) error
 
 	// ByLabel returns the record of the device that a label is leased to, or
@@ -165,12 +204,14 @@ type Registry interface {
 	// ByDevice returns the record of a device, or ErrUnknown.
 	ByDevice(ctx context.Context, device string) (Record, error)
 
-	// Devices lists records in the order of device ids, those after `after`, at
-	// most limit.
+	// Devices lists records in the order (by bytes) of device ids, those after
+	// `after`, which need not exist; at most limit, and fewer only at the end of
+	// the list. A limit of zero or less lists nothing.
 	Devices(ctx context.Context, after string, limit int) ([]Record, error)
 
-	// Beat is a node's heartbeat. The first one of an epoch is ErrNodeLive while
-	// another epoch of the same id is live.
+	// Beat is a node's heartbeat, and says what the others see of it from now on.
+	// It is ErrNodeLive while another epoch of the same id is live: the newcomer
+	// waits for that to end, and who finds its id taken while it was silent stops.
 	Beat(ctx context.Context, n Node) error
 
 	// Leave ends the node's life at once; its tunnels no longer count as live.

@@ -135,13 +135,15 @@ func (d *device) count(n int) {
 	d.waiting += n
 }
 
-// acquire takes a slot for a stream, waiting for one if it must.
-func (d *device) acquire(ctx context.Context, s *session) error {
+// acquire takes a slot for a stream. If there is none it calls crowded, and waits
+// for one.
+func (d *device) acquire(ctx context.Context, s *session, crowded func()) error {
 	select {
 	case s.slots <- struct{}{}:
 		return nil
 	default:
 	}
+	crowded()
 	d.count(1)
 	defer d.count(-1)
 	timeout := time.NewTimer(slotTime)

@@ -51,7 +51,12 @@ func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.A
 	if _, ok := t.port(port); !ok {
 		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
 	}
-	if err := d.acquire(ctx, s); err != nil {
+	crowded := func() {
+		if f := h.settings.Load().Crowded; f != nil {
+			f(t.holder.Tunnel)
+		}
+	}
+	if err := d.acquire(ctx, s, crowded); err != nil {
 		return nil, err
 	}
 	o := &opening{

@@ -20,6 +20,10 @@ import (
 // refusalsLogged bounds the log lines per second that strangers can cause.
 const refusalsLogged = 50
 
+// renameTime is what the tunnels of a hub are spread over that must all come
+// back for new hostnames.
+const renameTime = 30 * time.Second
+
 // Config is what a hub is made of; it does not change while the hub lives.
 type Config struct {
 	Node     string // node id
@@ -90,9 +94,12 @@ func New(c Config) (*Hub, error) {
 }
 
 // Update replaces the settings. Live tunnels are authorised again: those that
-// fail are closed with code 4003.
+// fail are closed with code 4003. After a change of domain or hostname mode all
+// are closed with 1012, one after the other, for agents to learn their new names.
 func (h *Hub) Update(s Settings) {
+	old := h.settings.Load()
 	h.store(s)
+	renamed := old.Domain != s.Domain || old.Hostname != h.settings.Load().Hostname
 	select {
 	case h.changed <- struct{}{}:
 	default: // a wake-up is due already
@@ -101,7 +108,23 @@ func (h *Hub) Update(s Settings) {
 		go func() { // housekeeping of the hub: Shutdown waits for it
 			defer h.wg.Done()
 			h.reauthorise()
+			if renamed {
+				h.closeAll("hostnames have changed", renameTime)
+			}
 		}()
+	}
+}
+
+// closeAll tells the agents of all tunnels to come back, spread over d.
+func (h *Hub) closeAll(why string, d time.Duration) {
+	all := h.live()
+	for _, t := range all {
+		t.closeSoon(wire.CloseRestart, why)
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-time.After(min(d/time.Duration(len(all)), time.Second)):
+		}
 	}
 }
 

@@ -517,6 +517,38 @@ func TestStreamSlots(t *testing.T) {
 	v.Close()
 }
 
+func TestCrowdedHostMakesRoom(t *testing.T) {
+	var e *edge
+	kept := make(chan net.Conn, 1) // an idle connection that the host keeps
+	e = startEdge(t, func(s *Settings) {
+		s.Crowded = func(string) { (<-kept).(*stream.Stream).Abort() }
+	})
+	h := hello("cam-17")
+	h.Streams = 1
+	a := e.connect(h)
+	v, _ := a.open("cam-17")
+	kept <- v
+	v, c := a.open("cam-17")
+	carries(t, v, c)
+}
+
+func TestChangedDomainMovesTheFleet(t *testing.T) {
+	e := startEdge(t, nil)
+	a, b := e.connect(hello("cam-17")), e.connect(hello("cam-18"))
+	s := *e.hub.settings.Load()
+	s.Domain = "other.test"
+	e.hub.Update(s)
+	for _, agent := range []*fakeAgent{a, b} {
+		if c := agent.closed(); c.Code != wire.CloseRestart {
+			t.Errorf("close: %v", c)
+		}
+	}
+	e.event("offline cam-17")
+	if got := e.connect(hello("cam-17")).ready.Hostname; got != a.ready.Label+".other.test" {
+		t.Errorf("hostname %q", got)
+	}
+}
+
 func TestAuthorisationWithdrawn(t *testing.T) {
 	e := startEdge(t, nil)
 	a := e.connect(hello("cam-17"))

@@ -48,6 +48,7 @@ type tunnel struct {
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not
 	clean   bool   // the end is a goodbye: the device is not expected back at once
+	told    bool   // a close frame says so to the agent
 }
 
 func (t *tunnel) log() *slog.Logger {
@@ -126,8 +127,11 @@ func (t *tunnel) close(code int, why string) {
 	t.clean = t.clean || code == wire.CloseRevoked
 	t.mu.Unlock()
 	// An agent that does not take the frame finds out by the connection's end.
-	_ = t.sock.WriteClose(code, why, closeTime)
-	_ = t.sock.SetReadDeadline(time.Now().Add(closeTime))
+	sent := t.sock.WriteClose(code, why, closeTime) == nil
+	t.mu.Lock()
+	t.told = sent
+	t.mu.Unlock()
+	_ = t.sock.SetReadDeadline(time.Now().Add(closeTime)) // fails only on a closed socket
 }
 
 // closeSoon is close without waiting for the peer.
@@ -152,11 +156,14 @@ func (t *tunnel) end(err error) {
 		why = "connection lost: " + err.Error()
 	}
 	t.hub.unregister(t, !clean)
-	t.sock.Close()
 	close(t.ended)
+	t.hangUp()
 	// The lease is released even while the hub shuts down.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.hub.ctx), registryTimeout)
 	defer cancel()
+	if f := t.hub.settings.Load().TunnelEnded; f != nil {
+		f(t.holder.Tunnel)
+	}
 	relErr := t.hub.reg.Release(ctx, t.holder, t.hub.settings.Load().Lease, why)
 	replaced := errors.Is(relErr, registry.ErrLost)
 	if relErr != nil && !replaced {
@@ -165,6 +172,21 @@ func (t *tunnel) end(err error) {
 	t.log().Info("tunnel down", "why", why, "after", time.Since(t.since).Round(time.Second), "replaced", replaced)
 	if !replaced {
 		t.hub.emit("offline", map[string]any{"device": t.holder.Device, "label": t.label, "why": why})
+	}
+}
+
+// hangUp closes the socket. After a close frame of ours it lets the agent read
+// it first: closing with bytes unread resets the connection, and the frame would
+// be lost with it.
+func (t *tunnel) hangUp() {
+	defer t.sock.Close()
+	t.mu.Lock()
+	told := t.told
+	t.mu.Unlock()
+	for told { // close has set a deadline
+		if _, err := t.sock.Next(); err != nil {
+			return
+		}
 	}
 }
 

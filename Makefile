@@ -10,7 +10,7 @@ export GO DEMO_PORT FUZZTIME
 # What xcaddy would pass; nothing here uses the storages that the tags leave out.
 TAGS    := nobadger,nomysql,nopgx
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null)
-LDFLAGS := -s -w $(if $(VERSION),-X main.version=$(VERSION))
+LDFLAGS := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
 
 .DEFAULT_GOAL := help

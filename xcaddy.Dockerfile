@@ -9,11 +9,12 @@
 ARG CADDY_VERSION=2.11.9
 
 FROM caddy:${CADDY_VERSION}-builder AS build
-ARG CADDY_VERSION
 # Further modules, for instance the DNS provider that wildcard certificates need:
 #   --build-arg XCADDY_ARGS="--with github.com/caddy-dns/cloudflare"
 ARG XCADDY_ARGS=""
 COPY . /src
+# xcaddy finds the version of Caddy in the image's own CADDY_VERSION.
+#
 # The import path of the plugin lies inside a module that is taken from /src. Go
 # still looks for a module of that longer name; where no proxy has one, `|off`
 # ends the search, whatever the proxy answers.
@@ -22,7 +23,7 @@ COPY . /src
 # by itself: so it also starts where the capability was taken away, and Caddy
 # raises it where it was not.
 RUN export GOPROXY="$(go env GOPROXY | sed 's/,direct$//')|off" \
-	&& xcaddy build "v${CADDY_VERSION}" \
+	&& xcaddy build \
 		--output /usr/bin/caddy \
 		--with github.com/iottunnel/iottunnel/caddymodule \
 		--replace github.com/iottunnel/iottunnel=/src \
@@ -38,12 +39,12 @@ LABEL org.opencontainers.image.title="iottunnel edge" \
 	org.opencontainers.image.version="${VERSION}"
 
 COPY --from=build /usr/bin/caddy /usr/bin/caddy
-RUN adduser -S -D -H -h /data -u 1001 -G root caddy \
-	&& mkdir -p /data/caddy /config/caddy \
+RUN mkdir -p /data/caddy /config/caddy \
 	&& chown -R 1001:0 /data /config \
 	&& chmod -R g+rwX /data /config
 
-USER 1001
+# A number needs no account; platforms that choose another one keep the group.
+USER 1001:0
 EXPOSE 80 443 443/udp
 STOPSIGNAL SIGTERM
 # Caddy's admin endpoint answers while Caddy runs; with `admin off` or another

@@ -160,7 +160,14 @@ func experiments(files map[string]*ast.File) (violations []string) {
 
 // sleepers are the test files that may sleep on the real clock, and why. In a
 // synctest bubble sleeping costs nothing, and needs no entry.
-var sleepers = map[string]string{}
+var sleepers = map[string]string{
+	"e2e/agent_test.go":                              "an edge that is away for a while is the subject",
+	"e2e/hostile_test.go":                            "a slow sender is the attack, and memory is read with pauses until it rests",
+	"e2e/page_test.go":                               "a page in another process is polled",
+	"examples/thermometer/device/lines_test.go":      "whether a place is free again is asked until it is",
+	"tunnelcore/socket/duplex_test.go":               "in bubbles, through helpers; and a pause between the pings of a race",
+	"tunnelcore/registry/memory_conformance_test.go": "its clock is made up, but the file's goroutines run on the real one",
+}
 
 func TestNoTestSleeps(t *testing.T) {
 	files := sources(t, ".", isTest)

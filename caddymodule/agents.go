@@ -20,14 +20,12 @@ func serveAgent(w http.ResponseWriter, r *http.Request, e *edge) {
 }
 
 // agentWriter can be hijacked, through whatever Caddy has wrapped around the
-// connection: only the innermost writer gives it up without staying attached.
+// connection: only the innermost writer gives it up without staying attached. It
+// has no Unwrap, so that nobody passes it by.
 type agentWriter struct {
 	http.ResponseWriter
 	hijacked bool
 }
-
-// Unwrap is for http.ResponseController.
-func (w *agentWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // Hijack takes the connection from the innermost writer. It fails with
 // http.ErrNotSupported where there is none to take, as with HTTP/2.

@@ -19,7 +19,7 @@ import (
 )
 
 func init() {
-	caddy.RegisterModule(App{})
+	caddy.RegisterModule(new(App))
 }
 
 // App is the iottunnel edge of this Caddy: the tunnels of connected devices, and
@@ -157,7 +157,7 @@ type Limits struct {
 }
 
 // CaddyModule returns the Caddy module information.
-func (App) CaddyModule() caddy.ModuleInfo {
+func (*App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
 		ID:  "iottunnel",
 		New: func() caddy.Module { return new(App) },

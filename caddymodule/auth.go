@@ -64,7 +64,7 @@ func (s *StaticAuth) Provision(ctx caddy.Context) error {
 	for _, d := range s.Devices {
 		secret, err := repl.ReplaceOrErr(d.Secret, true, true)
 		if err != nil {
-			return fmt.Errorf("static: device %s: secret %s: %w", d.ID, d.Secret, err)
+			return fmt.Errorf("static: device %s: secret: %w", d.ID, err) // it names the placeholder
 		}
 		if err := s.add(d.ID, secret, logger); err != nil {
 			return fmt.Errorf("static: %w", err)
@@ -122,7 +122,7 @@ const shortSecret = 16
 // add lists a device. No error holds the secret.
 func (s *StaticAuth) add(id, secret string, logger *slog.Logger) error {
 	if err := names.CheckDevice(id); err != nil {
-		return err
+		return fmt.Errorf("%q: %w", id, err)
 	}
 	if _, ok := s.digests[id]; ok {
 		return fmt.Errorf("device %s is listed more than once", id)

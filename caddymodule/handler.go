@@ -57,8 +57,8 @@ const (
 // ------------|-------------
 // `{http.iottunnel.device}` | The device id
 // `{http.iottunnel.label}` | The label in its hostname
-// `{http.iottunnel.node}` | The node that the device is connected to
-// `{http.iottunnel.port}` | The port of the device
+// `{http.iottunnel.node}` | The node that the device is connected to, if it is
+// `{http.iottunnel.port}` | The port of the device, if it is connected
 type Handler struct {
 	// What to serve: `agents`, `devices`, or, if empty, both. `internal` is for
 	// edges of several nodes, which this build does not support yet.
@@ -147,7 +147,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return respond(w, r, &answers.Error{Code: wire.Unavailable})
 	}
 	if h.Mode != modeAgents {
-		target, err := find(e.hub, r)
+		target, err := h.find(e.hub, r)
 		switch {
 		case err == nil:
 			return h.serveVisitor(w, r, e, target)
@@ -165,14 +165,24 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // under reports whether host is a name under domain, leased or not: agents are
 // never served there.
 func under(host, domain string) bool {
-	name, ok := strings.CutSuffix(names.Normal(host), domain)
-	return ok && strings.HasSuffix(name, ".")
+	return strings.HasSuffix(names.Normal(host), "."+domain)
+}
+
+// directlyUnder reports whether host is domain with one more label.
+func directlyUnder(host, domain string) bool {
+	label, rest, _ := strings.Cut(names.Normal(host), ".")
+	return label != "" && rest == domain
 }
 
 // find resolves the Host of a visitor. Placeholders are set for devices that are
 // offline, too: error pages use them.
-func find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
+func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
 	target, err := hub.Lookup(r.Context(), r.Host)
+	if errors.Is(err, tunnelcore.ErrOtherHost) && directlyUnder(r.Host, h.app.Domain) {
+		// A name that is never leased, such as a--b: it is a device's hostname all
+		// the same, of none.
+		return target, &answers.Error{Code: wire.UnknownDevice, Cause: err}
+	}
 	if err != nil {
 		return target, err
 	}
@@ -191,8 +201,10 @@ func setPlaceholders(r *http.Request, t tunnelcore.Target) {
 	repl := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	repl.Set("http.iottunnel.device", t.Device)
 	repl.Set("http.iottunnel.label", t.Label)
-	repl.Set("http.iottunnel.node", t.Node)
-	repl.Set("http.iottunnel.port", t.Port)
+	if t.Online {
+		repl.Set("http.iottunnel.node", t.Node)
+		repl.Set("http.iottunnel.port", t.Port)
+	}
 }
 
 // clientIP is the address of whoever sent r, behind trusted proxies.

@@ -50,8 +50,7 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	}
 	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: reg, Settings: settings})
 	if err != nil {
-		_ = reg.Close() // the reason to stop is err
-		return nil, err
+		return nil, err // the hub has closed the registry
 	}
 	e := &edge{key: key, hub: hub, down: make(chan struct{})}
 	e.keep = newTransport(hub)

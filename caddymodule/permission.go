@@ -12,6 +12,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -61,10 +62,10 @@ func (p *Permission) CertificateAllowed(ctx context.Context, name string) error 
 	case err != nil:
 		return err
 	}
-	// Any port can be written into a hostname. Each would cost a certificate.
-	label, _, _ := strings.Cut(name, ".")
-	if strings.Contains(label, "--") && (!target.Online || target.Kind == wire.TCP) {
-		return fmt.Errorf("%w: %s does not serve that port", caddytls.ErrPermissionDenied, target.Device)
+	// Any port can be written into a hostname, and each would cost a certificate.
+	// Which ports a device has is known while it is connected.
+	if label, _, _ := strings.Cut(names.Normal(name), "."); label != target.Label && !target.Online {
+		return fmt.Errorf("%w: %s may not have that port: it is offline", caddytls.ErrPermissionDenied, target.Device)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ type App struct {
 	// takes the device id. Default: `random`.
 	Hostname string `json:"hostname,omitempty"`
 
-	// Public TCP ports for devices. Not supported by this build yet.
+	// Public TCP ports that devices lease for what is not HTTP. Default: none.
 	TCPPorts *TCPPorts `json:"tcp_ports,omitempty"`
 
 	// What tells this node from others.
@@ -112,7 +112,8 @@ type TCPPorts struct {
 	Bind []string `json:"bind,omitempty"`
 	// The hostname that agents are told. Default: the domain.
 	Host string `json:"host,omitempty"`
-	// Which nodes listen: `all`, or the `owner` of the device. Default: `all`.
+	// Which nodes listen: `all`, or the `owner` of the device. On a single node
+	// they are the same. Default: `all`.
 	Listen string `json:"listen,omitempty"`
 	// The addresses that may connect. Default: all.
 	Allow []string `json:"allow,omitempty"`

@@ -108,8 +108,8 @@ var appSettings = []setting[*App]{
 //		}
 //	}
 //
-// domain and auth are required; auth may repeat. tcp_ports, and all of node but
-// id, are refused by this build, which does not support them yet.
+// domain and auth are required; auth may repeat. All of node but id is refused by
+// this build, which does not support it yet.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {

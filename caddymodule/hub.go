@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
@@ -17,8 +16,7 @@ import (
 type edge struct {
 	key   edgeKey
 	hub   *tunnelcore.Hub
-	keep  *http.Transport // keeps connections to devices for the next request
-	fresh *http.Transport // takes a new one each time
+	conns *conns
 
 	mu          sync.Mutex // guards what follows
 	generations []generation
@@ -52,15 +50,13 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	if err != nil {
 		return nil, err // the hub has closed the registry
 	}
-	e := &edge{key: key, hub: hub, down: make(chan struct{})}
-	e.keep = newTransport(hub)
-	e.fresh = e.keep.Clone()
-	e.fresh.DisableKeepAlives = true
-	return e, nil
+	return &edge{key: key, hub: hub, conns: newConns(hub), down: make(chan struct{})}, nil
 }
 
 // push makes the settings of a the ones in force.
 func (e *edge) push(a *App, settings tunnelcore.Settings) {
+	settings.TunnelEnded = e.conns.forget
+	settings.Crowded = e.conns.makeRoom
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})
@@ -89,7 +85,7 @@ func (e *edge) remove(a *App) {
 // for grace, and returns at once. Only the first call counts.
 func (e *edge) beginShutdown(grace time.Duration) {
 	e.shutdown.Do(func() {
-		e.closeIdle()
+		e.conns.closeIdle()
 		go e.runShutdown(grace)
 	})
 }
@@ -114,13 +110,7 @@ const removalGrace = 2 * time.Second
 // Destruct ends the edge, and returns when nothing of it is left.
 func (e *edge) Destruct() error {
 	e.beginShutdown(removalGrace)
-	e.closeIdle()
+	e.conns.closeIdle() // those that requests have left since
 	<-e.down
 	return nil
-}
-
-// closeIdle closes connections to devices that are kept for the next request.
-func (e *edge) closeIdle() {
-	e.keep.CloseIdleConnections()
-	e.fresh.CloseIdleConnections()
 }

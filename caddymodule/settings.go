@@ -57,7 +57,7 @@ func (a *App) expand(repl *caddy.Replacer) error {
 // Validate refuses what can never work.
 func (a *App) Validate() error {
 	for _, check := range []func() error{
-		a.validateDomain, a.validateAuth, a.validateTimes, a.validateLimits, a.validateUnsupported,
+		a.validateDomain, a.validateAuth, a.validateTimes, a.validateTCPPorts, a.validateLimits, a.validateUnsupported,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -180,12 +180,6 @@ func (a *App) validateUnsupported() error {
 	unsupported := func(setting string) error {
 		return fmt.Errorf("%s: not supported by this build yet: remove it", setting)
 	}
-	if a.TCPPorts != nil {
-		if err := a.TCPPorts.validate(); err != nil {
-			return fmt.Errorf("tcp_ports: %w", err)
-		}
-		return unsupported("tcp_ports")
-	}
 	if n := a.Node; n != nil {
 		switch {
 		case n.URL != "":
@@ -201,26 +195,43 @@ func (a *App) validateUnsupported() error {
 	return nil
 }
 
-func (p *TCPPorts) validate() error {
-	if _, _, err := parseRange(p.Range); err != nil {
-		return err
+func (a *App) validateTCPPorts() error {
+	if a.TCPPorts == nil {
+		return nil
+	}
+	if _, err := a.TCPPorts.core(); err != nil {
+		return fmt.Errorf("tcp_ports: %w", err)
+	}
+	return nil
+}
+
+// core is what the hub is told of p.
+func (p *TCPPorts) core() (*tunnelcore.TCPPorts, error) {
+	c := &tunnelcore.TCPPorts{Bind: p.Bind, Host: p.Host}
+	var err error
+	if c.First, c.Last, err = parseRange(p.Range); err != nil {
+		return nil, err
 	}
 	for _, addr := range p.Bind {
 		if _, err := netip.ParseAddr(addr); err != nil {
-			return fmt.Errorf("bind: %q is not an IP address", addr)
+			return nil, fmt.Errorf("bind: %q is not an IP address", addr)
 		}
 	}
+	// On a single node all and owner are the same: it owns all ports.
 	if p.Listen != "" && p.Listen != "all" && p.Listen != "owner" {
-		return fmt.Errorf("listen: %q is neither all nor owner", p.Listen)
+		return nil, fmt.Errorf("listen: %q is neither all nor owner", p.Listen)
 	}
-	for _, prefix := range p.Allow {
-		if _, err := netip.ParsePrefix(prefix); err != nil {
-			if _, err := netip.ParseAddr(prefix); err != nil {
-				return fmt.Errorf("allow: %q is neither an IP address nor a prefix such as 10.0.0.0/8", prefix)
-			}
+	for _, from := range p.Allow {
+		prefix, err := netip.ParsePrefix(from)
+		if addr, errAddr := netip.ParseAddr(from); errAddr == nil {
+			prefix, err = addr.Prefix(addr.BitLen())
 		}
+		if err != nil {
+			return nil, fmt.Errorf("allow: %q is neither an IP address nor a prefix such as 10.0.0.0/8", from)
+		}
+		c.Allow = append(c.Allow, prefix.Masked())
 	}
-	return nil
+	return c, nil
 }
 
 // parseRange reads `first-last`.
@@ -247,6 +258,9 @@ func (a *App) settings() tunnelcore.Settings {
 		s.Wait = time.Duration(*a.Wait)
 	}
 	s.AllowPlaintext = a.AllowPlaintext
+	if a.TCPPorts != nil {
+		s.TCP, _ = a.TCPPorts.core() // Validate has seen the error
+	}
 	s.Authenticators = a.authenticators
 	if l := a.Limits; l != nil {
 		s.Limits = tunnelcore.Limits{

@@ -5,6 +5,7 @@
 GO        ?=
 DEMO_PORT ?= 8080
 FUZZTIME  ?= 20s
+BENCHTIME ?= 5s
 export GO DEMO_PORT FUZZTIME
 
 # What xcaddy would pass; nothing here uses the storages that the tags leave out.
@@ -14,12 +15,13 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-go build build-demo lint fuzz dist clean
+.PHONY: help demo test test-go build build-demo lint fuzz bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo, FUZZTIME=$(FUZZTIME) is per fuzz target, GO=/path/to/go names the Go."
+	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo; FUZZTIME=$(FUZZTIME) is per fuzz target, BENCHTIME=$(BENCHTIME) per"
+	@echo "  measurement; GO=/path/to/go names the Go."
 
 demo: build-demo ## build, then run an edge and a device on loopback; Ctrl-C ends both
 	@bin/demo -port "$(DEMO_PORT)" -bin bin
@@ -44,6 +46,9 @@ lint: ## vet, gofmt, staticcheck, shellcheck
 
 fuzz: ## each fuzz target for FUZZTIME
 	@scripts/fuzz
+
+bench: build ## the tunnel beside Caddy without it: rates, latency, CPU; prints a table
+	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME)
 
 dist: ## agents for every supported platform under dist/, with sizes and checksums
 	@VERSION="$(VERSION)" scripts/dist

@@ -66,7 +66,9 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, er
 	}
 	answer := answers.From(err)
 	if answer.Code == wire.UpgradeRequired {
-		w.Header().Set("Upgrade", "websocket")
+		if r.ProtoMajor == 1 { // HTTP/2 forbids it (RFC 9113 §8.2.2)
+			w.Header().Set("Upgrade", "websocket")
+		}
 		w.Header().Set(wire.VersionsHeader, wire.Versions)
 	}
 	answer.WriteJSON(w)
@@ -157,7 +159,7 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.A
 		return err
 	}
 	t.holder, t.label = lease.Holder, lease.Label
-	if err := h.start(t, w, r); err != nil {
+	if err := h.start(ctx, t, w, r); err != nil {
 		h.giveBack(t)
 		return err
 	}
@@ -203,6 +205,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		credential: c,
 		remote:     from,
 		since:      time.Now(),
+		greeted:    make(chan struct{}),
 		ended:      make(chan struct{}),
 		opening:    make(map[string]*opening),
 	}, nil
@@ -291,7 +294,7 @@ func (h *Hub) giveBack(t *tunnel) {
 }
 
 // start upgrades the connection and puts the tunnel into the hub.
-func (h *Hub) start(t *tunnel, w http.ResponseWriter, r *http.Request) error {
+func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *http.Request) error {
 	sock, err := upgrade(w, r, socket.SmallBuffer)
 	if err != nil {
 		return err
@@ -309,6 +312,8 @@ func (h *Hub) start(t *tunnel, w http.ResponseWriter, r *http.Request) error {
 	if old != nil {
 		old.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
 	}
+	// Not before: ports of a device without a tunnel may be closed any moment.
+	t.addresses = h.leasePorts(ctx, t)
 	go t.run() // register counted it; Shutdown waits for it
 	return nil
 }
@@ -341,6 +346,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	delete(h.gone, t.device)
 	h.tunnels[t.holder.Tunnel] = t
 	h.labels.Store(t.label, t)
+	t.device.wake() // now that the label leads here
 	t.pulse.heard = t.sock.Heard()
 	h.wheel.add(t, jitter(t.heartbeat))
 	return old, drop, true
@@ -351,11 +357,13 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.tunnels, t.holder.Tunnel)
-	h.labels.CompareAndDelete(t.label, t)
 	h.wheel.remove(t)
 	if t.device.leave(t, unclean) {
 		h.gone[t.device] = struct{}{}
 	}
+	// Last: who finds no tunnel by its label then finds the device without one,
+	// and waits for the next.
+	h.labels.CompareAndDelete(t.label, t)
 }
 
 // deviceLocked returns what is kept of a device, made if need be. It wants mu.

@@ -47,7 +47,8 @@ type session struct {
 }
 
 // take makes t the tunnel of d, unless d has a newer one. It returns the tunnel
-// that t replaces, and the streams to abort: those of another instance.
+// that t replaces, and the streams to abort: those of another instance. Visitors
+// who wait are not woken yet.
 func (d *device) take(t *tunnel, slots int) (old *tunnel, drop []*stream.Stream, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -63,7 +64,6 @@ func (d *device) take(t *tunnel, slots int) (old *tunnel, drop []*stream.Stream,
 			streams:  make(map[*stream.Stream]int64),
 		}
 	}
-	d.wake()
 	return old, drop, true
 }
 
@@ -76,12 +76,13 @@ func (d *device) leave(t *tunnel, unclean bool) bool {
 		return false
 	}
 	d.tunnel, d.gone, d.unclean = nil, time.Now(), unclean
-	d.wake()
 	return true
 }
 
-// wake wants mu.
+// wake makes those who wait look again.
 func (d *device) wake() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	close(d.changed)
 	d.changed = make(chan struct{})
 }
@@ -231,6 +232,16 @@ func (d *device) pingIdle() {
 		}
 		d.mu.Unlock()
 	}
+}
+
+// since is when the last tunnel of d ended; now, while it has one.
+func (d *device) since() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tunnel != nil {
+		return time.Now()
+	}
+	return d.gone
 }
 
 // forgettable says whether d, which has no tunnel, can be forgotten; it aborts

@@ -2,6 +2,7 @@ package tunnelcore
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -30,23 +31,42 @@ type result struct {
 	err  error
 }
 
-// Dial opens a stream to a port of a connected device, on behalf of a visitor at
-// from. Errors are *answers.Error: device_offline, device_refused, device_timeout,
-// device_busy, unknown_device, unavailable. The connection is a *stream.Stream.
+// Dial opens a stream to a port of a device, on behalf of a visitor at from. A
+// device whose tunnel has just broken is waited for, up to Settings.Wait. Errors
+// are *answers.Error: device_offline, device_refused, device_timeout, device_busy,
+// unknown_device, unavailable. The connection is a *stream.Stream.
 func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (net.Conn, error) {
+	c, err := h.dial(ctx, device, port, from)
+	if errors.Is(err, errNoTunnel) && h.await(ctx, device) {
+		c, err = h.dial(ctx, device, port, from)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// errNoTunnel: the device has no tunnel, or it broke before the stream was there,
+// so that nothing of the visitor's was lost with it.
+var errNoTunnel = errors.New("no tunnel")
+
+func noTunnel(message string) error {
+	return &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second, Message: message, Cause: errNoTunnel}
+}
+
+func (h *Hub) dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (*stream.Stream, error) {
 	h.mu.Lock()
-	d := h.devices[device]
-	stop := h.stopping
+	d, stop := h.devices[device], h.stopping
 	h.mu.Unlock()
 	if stop {
 		return nil, stopping
 	}
 	if d == nil {
-		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second}
+		return nil, noTunnel("")
 	}
 	t, s := d.live()
 	if t == nil {
-		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second}
+		return nil, noTunnel("")
 	}
 	if _, ok := t.port(port); !ok {
 		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
@@ -66,15 +86,21 @@ func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.A
 	c, err := t.open(ctx, o, port, from)
 	if err != nil {
 		o.release()
-		return nil, err
 	}
-	return c, nil
+	return c, err
 }
 
 // open asks the agent for a stream and waits for its transfer socket.
 func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.AddrPort) (*stream.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, min(t.hub.settings.Load().OpenTimeout, wire.IDLifetime*time.Second))
 	defer cancel()
+	select {
+	case <-t.greeted: // `ready` comes before everything else (protocol §4.1)
+	case <-t.ended:
+		return nil, noTunnel("the device's connection broke")
+	case <-ctx.Done():
+		return nil, answers.From(ctx.Err())
+	}
 	t.mu.Lock()
 	o.number = t.numberLocked()
 	t.opening[o.id] = o
@@ -82,14 +108,14 @@ func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.A
 	message := wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String()})
 	if err := t.sock.WriteMessage(socket.Text, message); err != nil {
 		t.abandon(o)
-		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Cause: err}
+		return nil, noTunnel("the device's connection broke")
 	}
 	select {
 	case r := <-o.result:
 		return r.conn, r.err
 	case <-t.ended:
 		t.abandon(o)
-		return nil, &answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Message: "the device's connection broke"}
+		return nil, noTunnel("the device's connection broke")
 	case <-ctx.Done():
 		t.abandon(o)
 		return nil, answers.From(ctx.Err())
@@ -179,7 +205,7 @@ func (o *opening) attach(sock *socket.Socket) {
 		// Another instance of the device has taken over.
 		sock.Close()
 		h.wg.Done()
-		o.fail(&answers.Error{Code: wire.DeviceOffline, RetryAfter: time.Second, Message: "the device has started anew"})
+		o.fail(noTunnel("the device has started anew"))
 		return
 	}
 	if !o.settle(result{conn: c}) {

@@ -128,6 +128,11 @@ func (h *Hub) forgetGone(now time.Time) {
 	}
 	h.mu.Unlock()
 	for _, d := range gone {
+		h.mu.Lock()
+		if _, ok := h.gone[d]; ok && now.Sub(d.since()) > reconnectTime {
+			h.ports.release(d.id)
+		}
+		h.mu.Unlock()
 		if !d.forgettable(now) {
 			continue
 		}

@@ -33,7 +33,7 @@ type Config struct {
 
 // Hub holds the tunnels of one node. All methods may be called concurrently.
 //
-// Locks, outer before inner: Hub.mu, device.mu, tunnel.mu. None is held during
+// Locks, outer before inner: Hub.mu, ports.mu, device.mu, tunnel.mu. None is held during
 // I/O or a callback.
 type Hub struct {
 	node     registry.NodeRef
@@ -52,6 +52,8 @@ type Hub struct {
 	handshakes handshakeLimiter
 	arrivals   bucket
 	refusals   bucket // of log lines
+
+	ports *ports
 
 	// labels holds the live tunnel of each label: the visitors' way past mu.
 	labels sync.Map // string → *tunnel
@@ -78,6 +80,12 @@ func New(c Config) (*Hub, error) {
 		gone:     make(map[*device]struct{}),
 		tunnels:  make(map[string]*tunnel),
 		claiming: make(map[string]struct{}),
+	}
+	h.ports = &ports{
+		hub:     h,
+		open:    make(map[uint16]*publicPort),
+		by:      make(map[string][]*publicPort),
+		streams: make(map[source]int),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.store(c.Settings)
@@ -209,6 +217,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	}
 	h.stopping = true
 	h.mu.Unlock()
+	h.ports.close()
 	for _, t := range h.live() {
 		t.closeSoon(wire.CloseRestart, "edge is stopping")
 	}

@@ -87,7 +87,7 @@ func TestStreamBothWays(t *testing.T) {
 }
 
 func TestDialFails(t *testing.T) {
-	e := startEdge(t, func(s *Settings) { s.OpenTimeout = 50 * time.Millisecond })
+	e := startEdge(t, func(s *Settings) { s.OpenTimeout, s.Wait = 50*time.Millisecond, -1 })
 	_, err := e.hub.Dial(context.Background(), "cam-17", 80, visitor)
 	wantCode(t, err, wire.DeviceOffline)
 
@@ -122,12 +122,31 @@ func TestDialFails(t *testing.T) {
 }
 
 func TestTunnelEndsDuringOpen(t *testing.T) {
-	e := startEdge(t, nil)
+	e := startEdge(t, func(s *Settings) { s.Wait = -1 })
 	a := e.connect(hello("cam-17"))
 	got := e.visit("cam-17", 80)
 	a.receive()
 	a.sock.Close()
 	wantCode(t, (<-got).err, wire.DeviceOffline)
+}
+
+// The visitor is served by the next tunnel.
+func TestTunnelBreaksDuringOpen(t *testing.T) {
+	e := startEdge(t, nil)
+	h := hello("cam-17")
+	a := e.connect(h)
+	got := e.visit("cam-17", 80)
+	a.receive()
+	a.sock.Close()
+	e.event("offline cam-17")
+	a = e.connect(h)
+	c := a.transfer(a.receive().(*wire.Open))
+	v := <-got
+	if v.err != nil {
+		t.Fatal(v.err)
+	}
+	carries(t, v, c)
+	v.Close()
 }
 
 func TestTransferRefused(t *testing.T) {

@@ -40,6 +40,8 @@ type Settings struct {
 	OpenTimeout time.Duration
 	// AllowPlaintext lets agents come without TLS from elsewhere than loopback.
 	AllowPlaintext bool
+	// TCP are the public ports for what is not HTTP; nil: there are none.
+	TCP *TCPPorts
 	// Authenticators are asked in turn; without one nobody is let in.
 	Authenticators []Authenticator
 	Limits         Limits

@@ -29,6 +29,7 @@ type tunnel struct {
 	device     *device
 	holder     registry.Holder
 	label      string
+	addresses  map[uint16]string // of the device's ports that are public
 	hello      wire.Hello
 	heartbeat  time.Duration
 	streams    int // at once
@@ -39,6 +40,7 @@ type tunnel struct {
 	remote     netip.Addr
 	since      time.Time
 	sock       *socket.Socket
+	greeted    chan struct{} // closed when the agent was told what is in force
 	ended      chan struct{} // closed when the tunnel is over
 
 	pulse pulse // of the heartbeat; belongs to housekeeping
@@ -81,13 +83,17 @@ func (t *tunnel) greet() error {
 		Secret:     t.secret,
 	}}
 	for _, p := range t.hello.Ports {
-		messages = append(messages, &wire.PortInfo{Port: p.Number, Kind: p.Kind, URL: s.url(t.label, p, t.hello.Ports)})
+		messages = append(messages, &wire.PortInfo{
+			Port: p.Number, Kind: p.Kind,
+			URL: s.url(t.label, p, t.hello.Ports), Addr: t.addresses[p.Number],
+		})
 	}
 	for _, m := range messages {
 		if err := t.sock.WriteMessage(socket.Text, wire.Encode(m)); err != nil {
 			return err
 		}
 	}
+	close(t.greeted)
 	return nil
 }
 

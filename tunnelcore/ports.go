@@ -1,0 +1,260 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// TCPPorts are the public ports that devices lease for what is not HTTP.
+type TCPPorts struct {
+	First, Last uint16
+	Bind        []string       // addresses to listen on; none: all
+	Host        string         // told to agents; empty: the domain
+	Allow       []netip.Prefix // who may connect; none: everybody
+}
+
+// acceptPause is how long a port rests when the process has no descriptor left
+// for a visitor.
+const acceptPause = 50 * time.Millisecond
+
+// ports holds the listeners of leased public ports. A port stays open while its
+// device is connected or expected back, over changes of settings.
+type ports struct {
+	hub *Hub
+
+	mu      sync.Mutex // guards what follows; inside Hub.mu
+	open    map[uint16]*publicPort
+	by      map[string][]*publicPort // by device
+	streams map[source]int
+	closed  bool
+}
+
+// publicPort is one public port, and where it leads.
+type publicPort struct {
+	number    uint16
+	device    string
+	port      uint16 // of the device
+	bind      []string
+	listeners []net.Listener
+}
+
+// source is a visitor's address at a device.
+type source struct {
+	device string
+	addr   netip.Addr
+}
+
+// leasePorts leases public ports for the tcp ports of t, listens on them, and
+// returns the addresses to tell the agent. A port without one is not public: when
+// none is configured, or none is free, which is logged.
+func (h *Hub) leasePorts(ctx context.Context, t *tunnel) map[uint16]string {
+	tcp := h.settings.Load().TCP
+	var want []uint16
+	for _, p := range t.hello.Ports {
+		if p.Kind == wire.TCP {
+			want = append(want, p.Number)
+		}
+	}
+	var first, last uint16
+	if tcp != nil {
+		first, last = tcp.First, tcp.Last
+	} else {
+		want = nil
+	}
+	leased, err := h.reg.LeasePorts(ctx, t.holder, want, first, last)
+	if err != nil {
+		var full *registry.PortsFullError
+		if errors.As(err, &full) {
+			err = fmt.Errorf("%w: widen tcp_ports", err)
+		}
+		t.log().Error("no public ports for the device", "error", err)
+		return nil
+	}
+	return h.ports.assign(t.holder.Device, leased, tcp)
+}
+
+// assign opens the leased ports of a device, and closes those that it no longer
+// has. It returns the address of each device port that is open.
+func (p *ports) assign(device string, leased map[uint16]uint16, tcp *TCPPorts) map[uint16]string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var keep, drop []*publicPort
+	for _, pp := range p.by[device] {
+		if leased[pp.port] == pp.number && slices.Equal(pp.bind, tcp.Bind) {
+			keep = append(keep, pp)
+		} else {
+			drop = append(drop, pp)
+		}
+	}
+	p.closeLocked(drop)
+	addresses := make(map[uint16]string, len(leased))
+	for port, number := range leased {
+		if !slices.ContainsFunc(keep, func(pp *publicPort) bool { return pp.number == number }) {
+			pp, err := p.listenLocked(device, port, number, tcp.Bind)
+			if err != nil {
+				p.hub.log().Error("public port does not open; another program may have it", "device", device, "port", number, "error", err)
+				continue
+			}
+			keep = append(keep, pp)
+		}
+		host := tcp.Host
+		if host == "" {
+			host = p.hub.settings.Load().Domain
+		}
+		addresses[port] = net.JoinHostPort(host, strconv.Itoa(int(number)))
+	}
+	if len(keep) > 0 {
+		p.by[device] = keep
+	} else {
+		delete(p.by, device)
+	}
+	return addresses
+}
+
+// listenLocked opens one port. Without SO_REUSEPORT, so that a stranger's use of
+// the port is found. It wants mu.
+func (p *ports) listenLocked(device string, port, number uint16, bind []string) (*publicPort, error) {
+	if p.closed {
+		return nil, net.ErrClosed
+	}
+	if other := p.open[number]; other != nil {
+		p.closeLocked([]*publicPort{other}) // its device has lost it
+	}
+	pp := &publicPort{number: number, device: device, port: port, bind: bind}
+	addresses := bind
+	if len(addresses) == 0 {
+		addresses = []string{""}
+	}
+	for _, host := range addresses {
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(number))))
+		if err != nil {
+			for _, l := range pp.listeners {
+				l.Close()
+			}
+			return nil, err
+		}
+		pp.listeners = append(pp.listeners, l)
+	}
+	p.open[number] = pp
+	for _, l := range pp.listeners {
+		p.hub.wg.Go(func() { p.acceptVisitors(pp, l) })
+	}
+	return pp, nil
+}
+
+// closeLocked closes ports; visitors who are connected stay. It wants mu.
+func (p *ports) closeLocked(all []*publicPort) {
+	for _, pp := range all {
+		for _, l := range pp.listeners {
+			l.Close()
+		}
+		if p.open[pp.number] == pp {
+			delete(p.open, pp.number)
+		}
+		p.by[pp.device] = slices.DeleteFunc(p.by[pp.device], func(other *publicPort) bool { return other == pp })
+		if len(p.by[pp.device]) == 0 {
+			delete(p.by, pp.device)
+		}
+	}
+}
+
+// release closes the ports of a device that is not expected back.
+func (p *ports) release(device string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closeLocked(slices.Clone(p.by[device]))
+}
+
+// close closes all ports for good.
+func (p *ports) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for _, pp := range p.open {
+		p.closeLocked([]*publicPort{pp})
+	}
+}
+
+// acceptVisitors takes visitors in until the listener is closed.
+func (p *ports) acceptVisitors(pp *publicPort, l net.Listener) {
+	for {
+		c, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			// Out of descriptors, most likely: visitors who leave free some.
+			p.hub.log().Error("public port takes no visitor", "device", pp.device, "port", pp.number, "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-p.hub.ctx.Done():
+			}
+			continue
+		}
+		if !p.hub.begin() {
+			c.Close()
+			continue
+		}
+		go func() { // Shutdown waits for it
+			defer p.hub.wg.Done()
+			p.serve(pp, c)
+		}()
+	}
+}
+
+// serve relays one visitor to the device.
+func (p *ports) serve(pp *publicPort, c net.Conn) {
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	log := p.hub.log().With("device", pp.device, "port", pp.number, "remote", from)
+	leave, err := p.enter(source{pp.device, addressKey(from.Addr())}, from.Addr())
+	if err != nil {
+		stream.Abort(c)
+		log.Debug("visitor refused", "reason", err)
+		return
+	}
+	defer leave()
+	ctx := p.hub.ctx
+	conn, err := p.hub.Dial(ctx, pp.device, pp.port, from)
+	if err != nil {
+		stream.Abort(c)
+		log.Debug("visitor not served", "error", err)
+		return
+	}
+	in, out, err := stream.Relay(ctx, c, conn)
+	log.Debug("visitor gone", "bytes_in", in, "bytes_out", out, "error", err)
+}
+
+// enter counts a visitor until leave is called; an error says why it may not come
+// in.
+func (p *ports) enter(s source, addr netip.Addr) (leave func(), err error) {
+	settings := p.hub.settings.Load()
+	if settings.TCP != nil && len(settings.TCP.Allow) > 0 &&
+		!slices.ContainsFunc(settings.TCP.Allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
+		return nil, errors.New("address is not allowed")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.streams[s] >= settings.Limits.StreamsPerAddress {
+		return nil, errors.New("too many streams of one address")
+	}
+	p.streams[s]++
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.streams[s]--; p.streams[s] == 0 {
+			delete(p.streams, s)
+		}
+	}, nil
+}

@@ -19,6 +19,8 @@ const (
 	controlWrite = 15 * time.Second
 	// closeTime is how long a peer may take to answer a close frame.
 	closeTime = 2 * time.Second
+	// lookTime is how often it is looked whether a probed agent has answered.
+	lookTime = 10 * time.Millisecond
 	// registryTimeout bounds a call to the registry.
 	registryTimeout = 5 * time.Second
 )
@@ -198,11 +200,12 @@ func (t *tunnel) hangUp() {
 
 // alive pings the agent and waits for a sign of life.
 func (t *tunnel) alive(ctx context.Context) bool {
+	limit := min(max(750*time.Millisecond, 4*t.sock.RTT()), 8*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	heard := t.sock.Heard()
-	t.hub.wg.Go(func() { t.sock.Ping() }) // may block behind a full buffer
-	limit := time.NewTimer(min(max(750*time.Millisecond, 4*t.sock.RTT()), 8*time.Second))
-	defer limit.Stop()
-	look := time.NewTicker(10 * time.Millisecond)
+	t.hub.wg.Go(func() { t.pingSoon(ctx) }) // a write to a full buffer waits
+	look := time.NewTicker(lookTime)
 	defer look.Stop()
 	for {
 		select {
@@ -212,10 +215,25 @@ func (t *tunnel) alive(ctx context.Context) bool {
 			}
 		case <-t.ended:
 			return false
-		case <-limit.C:
-			return false
 		case <-ctx.Done():
-			return true // nobody waits for the answer any more: change nothing
+			// When nobody waits for the answer any more, nothing is changed.
+			return !errors.Is(ctx.Err(), context.DeadlineExceeded)
+		}
+	}
+}
+
+// pingSoon pings the agent as soon as no other write is under way.
+func (t *tunnel) pingSoon(ctx context.Context) {
+	look := time.NewTicker(lookTime)
+	defer look.Stop()
+	for {
+		if sent, err := t.sock.Ping(); sent || err != nil {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

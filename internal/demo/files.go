@@ -58,7 +58,8 @@ func prepare(data, port string, loopback []string) (files, error) {
 
 // caddyfile wants the port and the addresses to bind. The edge's working folder
 // is the demo's, hence the bare file name. There is no admin endpoint, which
-// would collide with that of another Caddy.
+// would collide with that of another Caddy. Outside a route, respond would come
+// first.
 const caddyfile = `{
 	admin off
 	persist_config off
@@ -74,8 +75,10 @@ const caddyfile = `{
 
 http://:%s {
 	bind %s
-	iottunnel
-	respond "This is the edge of the demo. The device's address was printed in the terminal.
+	route {
+		iottunnel
+		respond "This is the edge of the demo. The device's address was printed in the terminal.
 " 404
+	}
 }
 `

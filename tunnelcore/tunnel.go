@@ -201,10 +201,10 @@ func (t *tunnel) hangUp() {
 // alive pings the agent and waits for a sign of life.
 func (t *tunnel) alive(ctx context.Context) bool {
 	limit := min(max(750*time.Millisecond, 4*t.sock.RTT()), 8*time.Second)
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	probe, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	heard := t.sock.Heard()
-	t.hub.wg.Go(func() { t.pingSoon(ctx) }) // a write to a full buffer waits
+	t.hub.wg.Go(func() { t.pingSoon(probe) }) // a write to a full buffer waits
 	look := time.NewTicker(lookTime)
 	defer look.Stop()
 	for {
@@ -215,9 +215,8 @@ func (t *tunnel) alive(ctx context.Context) bool {
 			}
 		case <-t.ended:
 			return false
-		case <-ctx.Done():
-			// When nobody waits for the answer any more, nothing is changed.
-			return !errors.Is(ctx.Err(), context.DeadlineExceeded)
+		case <-probe.Done():
+			return ctx.Err() != nil // nobody waits for the answer: change nothing
 		}
 	}
 }

@@ -196,8 +196,8 @@ func matches(patterns []string, rel string) bool {
 	})
 }
 
-// The protocol is bytes: standard library only, in tests too, so that anyone may
-// take the package as it is.
+// The protocol is bytes: standard library only, so that anyone may take the
+// package as it is.
 func TestProtocolNeedsOnlyTheStandardLibrary(t *testing.T) {
 	report(t, foreign(list(t, nil, "-deps", "./tunnelcore/wire")))
 

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // options are what flags, environment and file say, each over the next.
@@ -175,7 +173,7 @@ func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err e
 			return
 		}
 		values := []string{value}
-		if _, ok := f.Value.(*list); ok {
+		if _, many := isList(f); many {
 			values = strings.Fields(value)
 		}
 		for _, v := range values {
@@ -194,50 +192,48 @@ func readFile(fs *flag.FlagSet, name string) error {
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	settings, err := parseYAML(string(text))
+	if err != nil {
 		return fmt.Errorf("config: %s: %w", name, err)
 	}
-	if doc.Kind == 0 {
-		return nil // an empty file
-	}
-	at := func(n *yaml.Node, format string, args ...any) error {
-		return fmt.Errorf("config: %s:%d: %w", name, n.Line, fmt.Errorf(format, args...))
-	}
-	top := doc.Content[0]
-	if top.Kind != yaml.MappingNode {
-		return at(top, "not a list of `key: value` lines")
-	}
 	seen := make(map[string]bool)
-	for i := 0; i < len(top.Content); i += 2 {
-		key, value := top.Content[i], top.Content[i+1]
-		f := fs.Lookup(strings.ReplaceAll(key.Value, "_", "-"))
-		switch {
-		case key.Value == "token":
-			return at(key, "a token does not stand in this file: name its own with token_file")
-		case f == nil || strings.Contains(key.Value, "-") || key.Value == "c" || key.Value == "config":
-			return at(key, "unknown key %q; there are: %s", key.Value, strings.Join(keys(fs), ", "))
-		case seen[key.Value]:
-			return at(key, "%s is given twice", key.Value)
-		}
-		seen[key.Value] = true
-		items := []*yaml.Node{value}
-		if value.Kind == yaml.SequenceNode {
-			if _, ok := f.Value.(*list); !ok {
-				return at(value, "%s takes one value", key.Value)
-			}
-			items = value.Content
-		}
-		for _, item := range items {
-			if item.Kind != yaml.ScalarNode || item.Tag == "!!null" {
-				return at(item, "%s: not a value", key.Value)
-			}
-			if err := f.Value.Set(item.Value); err != nil {
-				return at(item, "%s: %q: %w", key.Value, item.Value, err)
-			}
+	for _, s := range settings {
+		if err := apply(fs, s, seen); err != nil {
+			return fmt.Errorf("config: %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// apply sets the flag that s is about.
+func apply(fs *flag.FlagSet, s setting, seen map[string]bool) error {
+	f := fs.Lookup(strings.ReplaceAll(s.key, "_", "-"))
+	_, many := isList(f)
+	switch {
+	case s.key == "token":
+		return &lineError{s.line, "a token does not stand in this file: name its own with token_file"}
+	case f == nil || strings.Contains(s.key, "-") || s.key == "c" || s.key == "config":
+		return &lineError{s.line, fmt.Sprintf("unknown key %q; there are: %s", s.key, strings.Join(keys(fs), ", "))}
+	case seen[s.key]:
+		return &lineError{s.line, s.key + " is given twice"}
+	case s.list && !many:
+		return &lineError{s.line, s.key + " takes one value, not a list"}
+	}
+	seen[s.key] = true
+	for _, v := range s.values {
+		if err := f.Value.Set(v.text); err != nil {
+			return &lineError{v.line, fmt.Sprintf("%s: %q: %v", s.key, v.text, err)}
+		}
+	}
+	return nil
+}
+
+func isList(f *flag.Flag) (*list, bool) {
+	if f == nil {
+		return nil, false
+	}
+	l, ok := f.Value.(*list)
+	return l, ok
 }
 
 func keys(fs *flag.FlagSet) []string {

@@ -188,9 +188,8 @@ func TestPublicPort(t *testing.T) {
 			}
 		})
 		t.Run("nobody there", func(t *testing.T) {
-			c := dialTCP(t, addr(6000))
-			if got, _, _ := harness.Sum(c); got != 0 { // ends, with or without a reset
-				t.Errorf("%d bytes from nobody", got)
+			if err := tryTCP(addr(6000), "hello"); err == nil {
+				t.Error("nobody answers")
 			}
 		})
 		t.Run("reload", func(t *testing.T) {
@@ -220,6 +219,60 @@ func TestPublicPort(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestStreamsPerAddress opens more connections to a public port than one address may
+// have: what is above the limit is closed at once, and there is room again later.
+func TestStreamsPerAddress(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{TCPPorts: 2, Limits: []string{"streams_per_address 3"}})
+		agent := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"22=" + harness.ServeTCP(t, harness.Echo)}})
+		addr := strings.TrimPrefix(agent.Up(t).URLs[22], "tcp://")
+		var open []*net.TCPConn
+		for i := range 3 {
+			c := dialTCP(t, addr)
+			if err := ping(c, "hello"); err != nil {
+				t.Fatalf("connection %d: %v", i+1, err)
+			}
+			open = append(open, c)
+		}
+		began := time.Now()
+		if err := tryTCP(addr, "hello"); err == nil {
+			t.Error("a fourth connection is served")
+		} else if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("a fourth connection was refused after %v", took)
+		}
+		open[0].Close()
+		harness.Eventually(t, 10*time.Second, "room again", func() error { return tryTCP(addr, "hello") })
+		for i, c := range open[1:] {
+			if err := ping(c, "hello"); err != nil {
+				t.Errorf("connection %d: %v", i+2, err)
+			}
+		}
+	})
+}
+
+// TestAllowedAddresses has public ports that take connections from elsewhere only.
+func TestAllowedAddresses(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{TCPPorts: 2, TCPAllow: "192.0.2.0/24"})
+		agent := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"22=" + harness.ServeTCP(t, harness.Echo)}})
+		if err := tryTCP(strings.TrimPrefix(agent.Up(t).URLs[22], "tcp://"), "hello"); err == nil {
+			t.Error("a connection from 127.0.0.1 is served")
+		}
+	})
+}
+
+// tryTCP has one exchange with the service behind addr. That it is refused may show
+// at once, or when something is sent.
+func tryTCP(addr, text string) error {
+	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(harness.VisitorTimeout))
+	return ping(c, text)
 }
 
 func dialTCP(t *testing.T, addr string) *net.TCPConn {

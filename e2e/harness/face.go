@@ -86,6 +86,7 @@ type Setup struct {
 	Errors    []string // lines of its `handle_errors`
 	AccessLog bool
 	TCPPorts  int      // how many public ports; 0: the option is not written
+	TCPAllow  string   // who may connect to them; empty: everybody
 	Without   []string // devices whose tokens are taken away
 }
 

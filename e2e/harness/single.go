@@ -169,7 +169,11 @@ func (e *edge) caddyfile() string {
 	}
 	tunnel := []string{"domain " + e.Domain(), "auth static {", "\tfile " + e.devicesFile(), "}"}
 	if e.setup.TCPPorts > 0 {
-		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind 127.0.0.1", "\thost 127.0.0.1", "}")
+		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind 127.0.0.1", "\thost 127.0.0.1")
+		if e.setup.TCPAllow != "" {
+			tunnel = append(tunnel, "\tallow "+e.setup.TCPAllow)
+		}
+		tunnel = append(tunnel, "}")
 	}
 	tunnel = append(tunnel, "limits {")
 	for name, line := range map[string]string{ // one address plays everybody
@@ -198,10 +202,10 @@ func (e *edge) caddyfile() string {
 	}
 	site = append(site, e.setup.Handlers...)
 	if !e.kind.tls {
-		block("", fmt.Sprintf("http://:%d", e.port), append(site, "iottunnel", `respond "the operator's own site" 200`))
+		block("", fmt.Sprintf("http://:%d", e.port), append(site, "route {", "\tiottunnel", "\trespond \"the operator's own site\"", "}"))
 		return b.String()
 	}
-	block("", fmt.Sprintf("https://localhost:%d", e.port), []string{"bind 127.0.0.1", "iottunnel agents", `respond "the operator's own site" 200`})
+	block("", fmt.Sprintf("https://localhost:%d", e.port), []string{"bind 127.0.0.1", "iottunnel agents"})
 	block("", fmt.Sprintf("https://*.%s:%d", e.Domain(), e.port), append(site, "iottunnel devices"))
 	return b.String()
 }
@@ -265,11 +269,29 @@ func (e *edge) launch() error {
 	if err == nil && e.kind.tls && e.ca == nil {
 		err = e.loadCA()
 	}
+	for err == nil && e.kind.tls && !e.certified() {
+		time.Sleep(10 * time.Millisecond) // polling: certificates come after the start
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		e.proc.Kill()
 		return fmt.Errorf("%w\n%s\n%s", err, e.proc.dump(0, mark, 40), e.caddyfile())
 	}
 	return nil
+}
+
+// certified says whether both sites have their certificates.
+func (e *edge) certified() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, name := range []string{"localhost", "any." + e.Domain()} {
+		c, err := e.dial(ctx, name)
+		if err != nil {
+			return false
+		}
+		c.Close()
+	}
+	return true
 }
 
 func (e *edge) loadCA() error {

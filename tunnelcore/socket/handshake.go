@@ -10,18 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
-)
-
-// Sizes of the buffer that a socket reads through. Payload larger than it goes
-// past it, straight to the reader.
-const (
-	// SmallBuffer is for sockets that mostly wait: it must hold a control frame.
-	SmallBuffer = 512
-	// LargeBuffer is for sockets that carry streams.
-	LargeBuffer = 4 << 10
 )
 
 // StatusError is the answer to a handshake that was not 101.
@@ -39,6 +31,12 @@ func (e *StatusError) Error() string {
 // when it fails with a *StatusError: the caller answers, with that status. Any
 // other error means that the connection is gone.
 func Accept(w http.ResponseWriter, r *http.Request, subprotocol string, buffer int) (*Socket, error) {
+	if !offers(r.Header, subprotocol) {
+		return nil, &StatusError{
+			Status: http.StatusBadRequest,
+			Body:   []byte("Sec-WebSocket-Protocol does not offer " + subprotocol),
+		}
+	}
 	var refused *StatusError
 	u := websocket.Upgrader{
 		HandshakeTimeout: 10 * time.Second,
@@ -46,13 +44,12 @@ func Accept(w http.ResponseWriter, r *http.Request, subprotocol string, buffer i
 		// net/http's, and through them the server and its configuration.
 		ReadBufferSize:  1,
 		WriteBufferSize: 1,
-		Subprotocols:    []string{subprotocol},
 		CheckOrigin:     func(*http.Request) bool { return true }, // the caller's business
 		Error: func(_ http.ResponseWriter, _ *http.Request, status int, reason error) {
 			refused = &StatusError{Status: status, Body: []byte(reason.Error())}
 		},
 	}
-	c, err := u.Upgrade(innermost{w}, r, nil)
+	c, err := u.Upgrade(innermost{w}, r, http.Header{protocolHeader: {subprotocol}})
 	if refused != nil {
 		return nil, refused
 	}
@@ -61,7 +58,26 @@ func Accept(w http.ResponseWriter, r *http.Request, subprotocol string, buffer i
 	}
 	conn := c.NetConn()
 	// gorilla made sure that the client had sent nothing yet.
-	return newSocket(conn, bufio.NewReaderSize(conn, buffer), false), nil
+	return newSocket(conn, newReader(conn, buffer), false), nil
+}
+
+// Headers of a handshake, as net/http spells them.
+const (
+	protocolHeader   = "Sec-Websocket-Protocol"
+	extensionsHeader = "Sec-Websocket-Extensions"
+)
+
+// offers reports whether subprotocol is among those that a client offers, in any
+// of its headers (RFC 6455 §11.3.4: there may be several).
+func offers(h http.Header, subprotocol string) bool {
+	for _, line := range h[protocolHeader] {
+		for offer := range strings.SplitSeq(line, ",") {
+			if strings.Trim(offer, " \t") == subprotocol {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // innermost hijacks the connection below every wrapper of a ResponseWriter:
@@ -85,12 +101,27 @@ const maxAnswer = 16 << 10
 
 // Dial makes the client's handshake for u over conn, on which TCP, proxy and TLS
 // are done, and which it owns from then on. An answer other than 101 is a
-// *StatusError.
+// *StatusError. When ctx ends first, the error is ctx's.
 func Dial(ctx context.Context, conn net.Conn, u *url.URL, header http.Header, subprotocol string, buffer int) (*Socket, error) {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	answer := &answerConn{Conn: conn, br: bufio.NewReaderSize(conn, buffer)}
-	ready := func(context.Context, string, string) (net.Conn, error) { return answer, nil }
+	answer := &answerConn{Conn: conn, br: newReader(conn, buffer)}
+	err := answer.handshake(ctx, u, header, subprotocol)
+	if !stop() { // the deadline in the past is set, or about to be
+		var refused *StatusError
+		if !errors.As(err, &refused) { // an answer tells more
+			err = fmt.Errorf("handshake: %w", ctx.Err())
+		}
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return newSocket(conn, answer.br, true), nil
+}
+
+// handshake sends the request and reads the answer.
+func (c *answerConn) handshake(ctx context.Context, u *url.URL, header http.Header, subprotocol string) error {
+	ready := func(context.Context, string, string) (net.Conn, error) { return c, nil }
 	d := websocket.Dialer{
 		NetDialContext:    ready,
 		NetDialTLSContext: ready,
@@ -105,27 +136,21 @@ func Dial(ctx context.Context, conn net.Conn, u *url.URL, header http.Header, su
 	case "https":
 		ws.Scheme = "wss"
 	}
-	_, resp, err := d.DialContext(ctx, ws.String(), header)
+	// gorilla would turn the deadline of ctx into one of the connection, and undo
+	// a cancellation.
+	_, resp, err := d.DialContext(context.WithoutCancel(ctx), ws.String(), header)
 	switch {
-	case errors.Is(err, websocket.ErrBadHandshake):
-		conn.Close()
+	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode != http.StatusSwitchingProtocols:
 		body, _ := io.ReadAll(resp.Body) // a buffer of at most 1 KiB
-		return nil, &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body}
+		return &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body}
 	case err != nil:
-		conn.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, fmt.Errorf("handshake: %w", err)
-	case resp.Header.Get("Sec-WebSocket-Protocol") != subprotocol:
-		conn.Close()
-		return nil, fmt.Errorf("handshake: the server does not speak %s", subprotocol)
+		return fmt.Errorf("handshake: %w", err)
+	case resp.Header.Get(protocolHeader) != subprotocol:
+		return fmt.Errorf("handshake: the server does not speak %s", subprotocol)
+	case len(resp.Header[extensionsHeader]) > 0: // RFC 6455 §4.1: none was offered
+		return errors.New("handshake: the server wants an extension")
 	}
-	if !stop() { // the deadline in the past is set, or about to be
-		conn.Close()
-		return nil, ctx.Err()
-	}
-	return newSocket(conn, answer.br, true), nil
+	return nil
 }
 
 // answerConn gives gorilla the header of a 101 and not a byte more, so that
@@ -180,7 +205,7 @@ func (c *answerConn) nextLine() error {
 	case !c.status:
 		c.status = true
 		_, rest, _ := bytes.Cut(c.line, []byte(" "))
-		c.upgrade = bytes.HasPrefix(rest, []byte("101"))
+		c.upgrade = bytes.HasPrefix(bytes.TrimLeft(rest, " "), []byte("101"))
 	case len(bytes.TrimRight(c.line, "\r\n")) == 0:
 		c.ended = true
 	}

@@ -4,25 +4,41 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
-	"math/bits"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // copyBelow is the payload up to which copying it behind its header is cheaper
 // than a vectored write.
 const copyBelow = 4 << 10
 
-// ErrClosed is a write after a close frame.
-var ErrClosed = errors.New("socket: closed")
+// pieceSize is what a connection other than TCP is given at a time, so that a
+// slow peer is told from a stuck one. A TLS record is no larger (RFC 8446 §5.1).
+const pieceSize = 16 << 10
+
+// replyTimeout bounds the answer to a close frame, or to a broken one.
+const replyTimeout = time.Second
 
 // scratch holds buffers for frames that are put together before they are
 // written.
 var scratch = sync.Pool{New: func() any { b := make([]byte, 0, Headroom+copyBelow); return &b }}
 
+// vector is a frame that is written from two places.
+type vector struct {
+	head [Headroom]byte
+	two  [2][]byte
+	bufs net.Buffers
+}
+
+var vectors = sync.Pool{New: func() any { return new(vector) }}
+
 // Ping sends a ping without payload. It returns at once, with false, when a
-// write is under way: then the connection is not idle, or is stuck.
+// write is under way: then the connection is not idle, or is stuck. Otherwise it
+// takes as long as a write may.
 func (s *Socket) Ping() (sent bool, err error) {
 	if !s.writeMu.TryLock() {
 		return false, nil
@@ -41,7 +57,8 @@ func (s *Socket) WriteMessage(op Opcode, payload []byte) error {
 }
 
 // WriteInPlace sends buf[Headroom:] as one frame, with one write and no copy: it
-// puts the header into the headroom, and masks the payload where it lies.
+// puts the header into the headroom, and masks the payload where it lies. It
+// may be called concurrently.
 func (s *Socket) WriteInPlace(op Opcode, buf []byte) error {
 	s.writeMu.Lock()
 	defer s.unlock()
@@ -52,51 +69,108 @@ func (s *Socket) WriteInPlace(op Opcode, buf []byte) error {
 }
 
 // WriteClose sends a close frame, once; what is written after it is ErrClosed.
-// It waits no longer than timeout for a write under way, or for the peer.
+// It waits no longer than timeout for writes under way and for the peer, and not
+// at all for writes that have not begun.
 func (s *Socket) WriteClose(code int, reason string, timeout time.Duration) error {
-	if !s.writeMu.TryLock() {
-		// Somebody writes: give that write the same time.
-		if err := s.conn.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
-			return err
-		}
-		s.writeMu.Lock()
-	}
+	s.closeWithin(timeout)
+	s.writeMu.Lock()
 	defer s.unlock()
-	return s.writeCloseLocked(code, reason, timeout)
+	return s.writeCloseLocked(code, reason)
 }
 
-// writeCloseLocked wants writeMu.
-func (s *Socket) writeCloseLocked(code int, reason string, timeout time.Duration) error {
-	if s.closeSent {
+// replyClose sends a close frame on behalf of the reader. When a write is under
+// way, the frame follows it.
+func (s *Socket) replyClose(code int, reason string) {
+	s.closeWithin(replyTimeout)
+	s.closeDue.Store(&CloseError{code, reason})
+	if s.writeMu.TryLock() {
+		s.unlock()
+	}
+}
+
+// answer sends a pong. The reader must never wait for the peer to read, or two
+// peers that both do would block each other for ever: the pong follows a write
+// under way, and else has a goroutine, of which there is one at most. It ends
+// with its write, and Close waits for it.
+func (s *Socket) answer(payload []byte) {
+	s.dueMu.Lock()
+	s.pong = append(s.pong[:0], payload...) // only the last one counts (RFC 6455 §5.5.3)
+	s.dueMu.Unlock()
+	s.pongDue.Store(true)
+	if !s.writeMu.TryLock() {
+		return
+	}
+	if s.writeErr != nil {
+		s.unlock()
+		return
+	}
+	go s.unlock()
+}
+
+// unlock sends what came due while writeMu was held, and lets it go.
+func (s *Socket) unlock() {
+	for {
+		if s.pongDue.Swap(false) {
+			s.writePongLocked()
+		}
+		if e := s.closeDue.Swap(nil); e != nil {
+			_ = s.writeCloseLocked(e.Code, e.Reason) // the reader's error tells more
+		}
+		s.writeMu.Unlock()
+		// Something may have come due between the two; whoever gets the lock
+		// sends it.
+		if !s.pongDue.Load() && s.closeDue.Load() == nil || !s.writeMu.TryLock() {
+			return
+		}
+	}
+}
+
+// writePongLocked wants writeMu.
+func (s *Socket) writePongLocked() {
+	b := scratch.Get().(*[]byte)
+	defer scratch.Put(b)
+	s.dueMu.Lock()
+	*b = append((*b)[:0], s.pong...)
+	s.dueMu.Unlock()
+	_ = s.writeLocked(opPong, *b) // sticks in writeErr
+}
+
+// writeCloseLocked wants writeMu, and closeWithin called before.
+func (s *Socket) writeCloseLocked(code int, reason string) error {
+	if s.closeSent.Load() {
 		return nil
 	}
 	var payload []byte
 	if code != CloseNoStatus && code != CloseAbnormal {
-		if len(reason) > maxControl-2 {
-			reason = reason[:maxControl-2]
-		}
-		payload = append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...)
+		payload = append(binary.BigEndian.AppendUint16(nil, uint16(code)), cutReason(reason)...)
 	}
-	old := s.writeTimeout
-	s.writeTimeout = timeout
 	err := s.writeLocked(opClose, payload)
-	s.writeTimeout = old
-	s.closeSent = true
+	s.closeSent.Store(err == nil)
 	return err
 }
 
-// readyLocked says why nothing can be written, and arms the write timeout. It
-// wants writeMu.
+// cutReason makes reason fit a close frame, and UTF-8 (RFC 6455 §5.5.1).
+func cutReason(reason string) string {
+	reason = strings.ToValidUTF8(reason, "?")
+	if n := maxControl - 2; len(reason) > n {
+		for !utf8.RuneStart(reason[n]) {
+			n--
+		}
+		reason = reason[:n]
+	}
+	return reason
+}
+
+// readyLocked says why nothing can be written, and arms the deadlines. It wants
+// writeMu.
 func (s *Socket) readyLocked(op byte) error {
 	switch {
 	case s.writeErr != nil:
 		return s.writeErr
-	case s.closeSent && op < opClose:
+	case s.closeSent.Load():
 		return ErrClosed
-	case s.writeTimeout > 0:
-		return s.conn.SetWriteDeadline(time.Now().Add(s.writeTimeout))
 	}
-	return nil
+	return s.arm(op < opClose)
 }
 
 // writeLocked sends one frame. It wants writeMu.
@@ -104,14 +178,8 @@ func (s *Socket) writeLocked(op byte, payload []byte) error {
 	if err := s.readyLocked(op); err != nil {
 		return err
 	}
-	if _, tcp := s.conn.(*net.TCPConn); tcp && !s.client && len(payload) > copyBelow {
-		var head [Headroom]byte
-		s.vec = [2][]byte{head[s.header(op, &head, len(payload)):], payload}
-		s.bufs = s.vec[:]
-		_, err := s.bufs.WriteTo(s.conn)
-		s.vec = [2][]byte{}
-		s.writeErr = err
-		return err
+	if s.tcp && !s.client && len(payload) > copyBelow {
+		return s.sendVectorLocked(op, payload)
 	}
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
@@ -119,10 +187,51 @@ func (s *Socket) writeLocked(op byte, payload []byte) error {
 	return s.sendLocked(s.seal(op, *b))
 }
 
+// sendVectorLocked sends a frame without copying its payload. It wants writeMu,
+// and the deadlines armed.
+func (s *Socket) sendVectorLocked(op byte, payload []byte) error {
+	v := vectors.Get().(*vector)
+	v.two = [2][]byte{v.head[s.header(op, &v.head, len(payload)):], payload}
+	v.bufs = v.two[:]
+	for {
+		n, err := v.bufs.WriteTo(s.conn)
+		if again, err := s.wroteLocked(n, err); !again {
+			v.two, v.bufs = [2][]byte{}, nil
+			vectors.Put(v)
+			return err
+		}
+	}
+}
+
+// sendLocked sends a frame. It wants writeMu, and the deadlines armed.
 func (s *Socket) sendLocked(frame []byte) error {
-	_, err := s.conn.Write(frame)
+	for {
+		piece := frame
+		if !s.tcp {
+			piece = frame[:min(len(frame), pieceSize)]
+		}
+		n, err := s.conn.Write(piece)
+		frame = frame[n:]
+		if err == nil && len(frame) > 0 {
+			err = s.arm(false)
+		}
+		if again, err := s.wroteLocked(int64(n), err); !again && (err != nil || len(frame) == 0) {
+			return err
+		}
+	}
+}
+
+// wroteLocked takes the result of a write. The write timeout is for a peer that
+// takes nothing: one that took a part in time gets it again. On TCP alone, as a
+// TLS connection cannot go on after a deadline. It wants writeMu.
+func (s *Socket) wroteLocked(n int64, err error) (again bool, _ error) {
+	if s.tcp && n > 0 && s.writeTimeout > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		if err = s.arm(false); err == nil {
+			return true, nil
+		}
+	}
 	s.writeErr = err
-	return err
+	return false, err
 }
 
 // seal turns buf, headroom and payload, into a frame: the part of buf to send.
@@ -160,42 +269,4 @@ func (s *Socket) header(op byte, head *[Headroom]byte, length int) (start int) {
 	}
 	head[start] = 0x80 | op
 	return start
-}
-
-// unlock sends the pong that came due while writeMu was held, and lets it go.
-func (s *Socket) unlock() {
-	for {
-		if s.pongDue.Swap(false) {
-			var copied [maxControl]byte
-			s.pongMu.Lock()
-			n := copy(copied[:], s.pong)
-			s.pongMu.Unlock()
-			_ = s.writeLocked(opPong, copied[:n]) // sticks in writeErr
-		}
-		s.writeMu.Unlock()
-		// A ping may have come between the two; whoever gets the lock answers.
-		if !s.pongDue.Load() || !s.writeMu.TryLock() {
-			return
-		}
-	}
-}
-
-// applyMask XORs b with the mask, and returns the mask for the byte after b.
-func applyMask(b []byte, mask [4]byte) [4]byte {
-	key := binary.LittleEndian.Uint32(mask[:])
-	wide := uint64(key)<<32 | uint64(key)
-	for len(b) >= 32 {
-		// Four words at a time: the bounds are checked once.
-		c := b[:32]
-		binary.LittleEndian.PutUint64(c[0:], binary.LittleEndian.Uint64(c[0:])^wide)
-		binary.LittleEndian.PutUint64(c[8:], binary.LittleEndian.Uint64(c[8:])^wide)
-		binary.LittleEndian.PutUint64(c[16:], binary.LittleEndian.Uint64(c[16:])^wide)
-		binary.LittleEndian.PutUint64(c[24:], binary.LittleEndian.Uint64(c[24:])^wide)
-		b = b[32:]
-	}
-	for i := range b {
-		b[i] ^= mask[i&3]
-	}
-	binary.LittleEndian.PutUint32(mask[:], bits.RotateLeft32(key, -8*(len(b)&3)))
-	return mask
 }

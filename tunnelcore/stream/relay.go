@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,9 +41,16 @@ var ErrHalfIdle = errors.New("half-closed and silent for too long")
 func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	// What was left of a handshake. Fails only on a connection whose own calls
+	// will fail, or that has no deadlines: then there is no HalfIdle either.
+	_, _ = a.SetDeadline(time.Time{}), b.SetDeadline(time.Time{})
 	r := &relay{cancel: cancel}
-	stop := context.AfterFunc(ctx, func() { abort(a); abort(b) })
-	defer stop()
+	aborted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(aborted)
+		Abort(a)
+		Abort(b)
+	})
 	var directions, all sync.WaitGroup
 	join := func(dst, src net.Conn, n *int64) {
 		directions.Add(1)
@@ -58,7 +66,10 @@ func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 	if stop() { // both directions have ended, and nothing was aborted
 		a.Close()
 		b.Close()
+		all.Wait()
+		return ab, ba, nil
 	}
+	<-aborted
 	all.Wait()
 	return ab, ba, context.Cause(ctx)
 }
@@ -79,8 +90,7 @@ func (r *relay) direction(dst, src net.Conn, n *int64, ended func()) {
 		ended()
 		return
 	}
-	// Fails only on a connection whose own calls will fail.
-	_ = dst.SetReadDeadline(time.Now().Add(HalfIdle))
+	_ = dst.SetReadDeadline(time.Now().Add(HalfIdle)) // as in Relay
 	ended()
 	if s, ok := src.(*Stream); ok {
 		if err := s.awaitClose(); err != nil {
@@ -108,17 +118,13 @@ func (r *relay) copy(dst, src net.Conn, total *int64) error {
 		switch {
 		case err == nil:
 			if r.half.Load() {
-				if err := src.SetReadDeadline(time.Now().Add(HalfIdle)); err != nil {
-					return err
-				}
+				_ = src.SetReadDeadline(time.Now().Add(HalfIdle)) // as in Relay
 			}
 		case err == io.EOF:
 			return closeWrite(dst)
+		case errors.Is(err, os.ErrDeadlineExceeded) && r.half.Load():
+			return ErrHalfIdle
 		default:
-			var timeout net.Error
-			if errors.As(err, &timeout) && timeout.Timeout() && r.half.Load() {
-				return ErrHalfIdle
-			}
 			return err
 		}
 	}
@@ -142,11 +148,15 @@ func closeWrite(c net.Conn) error {
 	return nil
 }
 
-// abort closes c so that its other end sees an abort: a reset, not an end.
-func abort(c net.Conn) {
+// Abort closes c so that its other end sees an abort: a reset, not an end.
+func Abort(c net.Conn) {
 	switch c := c.(type) {
 	case interface{ Abort() }:
 		c.Abort()
+	case interface{ NetConn() net.Conn }:
+		// TLS: its Close would say goodbye, which is an end, and could wait for the
+		// peer to read.
+		Abort(c.NetConn())
 	case interface{ SetLinger(int) error }:
 		_ = c.SetLinger(0) // else it closes with an end; nothing to be done
 		c.(net.Conn).Close()

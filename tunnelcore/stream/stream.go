@@ -31,7 +31,8 @@ type Options struct {
 	// Remote is what RemoteAddr returns; nil: the socket's peer.
 	Remote net.Addr
 	// Owner waits for the goroutine that a closed stream may leave behind for
-	// lingerTime. It must count something else until the stream is closed.
+	// lingerTime. It must count something else until the stream is closed. nil:
+	// nobody waits.
 	Owner *sync.WaitGroup
 	// Closed is called once, when the socket is closed: nothing of the stream is
 	// left then.
@@ -48,16 +49,21 @@ type Stream struct {
 	s    *socket.Socket
 	opts Options
 
+	// readMu guards the fields below it, until the stream is closed: then they
+	// are linger's.
 	readMu    sync.Mutex
 	inMessage bool
-	empty     bool // nothing of the current message has been read
+	empty     bool  // nothing of the current message has been read
+	readErr   error // sticky, deadlines excepted
 
-	writeMu sync.Mutex
+	writeMu sync.Mutex // one message at a time
+
+	deadlineMu sync.Mutex // held to set deadlines: those of Close are the last
 
 	readEnded  atomic.Bool // the peer's end has been read
-	writeEnded atomic.Bool // ours has been sent
+	writeEnded atomic.Bool // ours has been sent, or is on its way
 	broken     atomic.Bool // a read or write failed, deadlines of reads excepted
-	closed     atomic.Bool
+	closed     atomic.Bool // written under deadlineMu
 
 	received, sent atomic.Int64 // bytes
 }
@@ -66,6 +72,9 @@ type Stream struct {
 func New(s *socket.Socket, opts Options) *Stream {
 	if opts.MessageMax <= 0 {
 		opts.MessageMax = wire.DefaultMessage
+	}
+	if opts.Owner == nil {
+		opts.Owner = new(sync.WaitGroup)
 	}
 	return &Stream{s: s, opts: opts}
 }
@@ -84,8 +93,12 @@ func (c *Stream) Read(p []byte) (int, error) {
 	return c.readLocked(p)
 }
 
+// readLocked wants readMu, or to be linger.
 func (c *Stream) readLocked(p []byte) (int, error) {
 	for {
+		if c.readErr != nil {
+			return 0, c.readErr
+		}
 		if c.readEnded.Load() {
 			return 0, io.EOF
 		}
@@ -95,9 +108,7 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 				return 0, c.readFailed(err)
 			}
 			if op != socket.Binary {
-				c.broken.Store(true)
-				_ = c.s.WriteClose(wire.CloseMalformed, "text on a transfer socket", time.Second) // the peer is faulty
-				return 0, fmt.Errorf("%w: text on a transfer socket", ErrAborted)
+				return 0, c.malformed("text on a transfer socket")
 			}
 			c.inMessage, c.empty = true, true
 		}
@@ -118,15 +129,28 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 	}
 }
 
+// readFailed turns an error of the socket's reader into the stream's.
 func (c *Stream) readFailed(err error) error {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		if c.closed.Load() {
-			return net.ErrClosed
-		}
+	late := errors.Is(err, os.ErrDeadlineExceeded)
+	if !late {
+		c.broken.Store(true)
+		c.readErr = fmt.Errorf("%w: %w", ErrAborted, err)
+	}
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed
+	case late:
 		return err
 	}
+	return c.readErr
+}
+
+// malformed closes the socket to a peer that breaks the protocol.
+func (c *Stream) malformed(reason string) error {
 	c.broken.Store(true)
-	return fmt.Errorf("%w: %w", ErrAborted, err)
+	c.readErr = fmt.Errorf("%w: %s", ErrAborted, reason)
+	_ = c.s.WriteClose(wire.CloseMalformed, reason, time.Second) // the peer is faulty
+	return c.readErr
 }
 
 // Write sends p. It returns when the operating system has taken it all: a peer
@@ -136,42 +160,49 @@ func (c *Stream) Write(p []byte) (int, error) {
 	defer c.writeMu.Unlock()
 	var n int
 	for n < len(p) {
-		piece := p[n:min(len(p), n+c.opts.MessageMax)]
-		if err := c.sendLocked(len(piece), func() error {
-			return c.s.WriteMessage(socket.Binary, piece)
-		}); err != nil {
+		if err := c.writableLocked(); err != nil {
 			return n, err
 		}
+		piece := p[n:min(len(p), n+c.opts.MessageMax)]
+		if err := c.s.WriteMessage(socket.Binary, piece); err != nil {
+			return n, c.writeFailed(err)
+		}
 		n += len(piece)
+		c.sent.Add(int64(len(piece)))
 	}
 	return n, nil
 }
 
-// writeInPlace sends buf[socket.Headroom:], which it may change.
+// writeInPlace sends buf[socket.Headroom:], which it may change, and which is
+// not empty: that would be an end.
 func (c *Stream) writeInPlace(buf []byte) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	return c.sendLocked(len(buf)-socket.Headroom, func() error {
-		return c.s.WriteInPlace(socket.Binary, buf)
-	})
-}
-
-// sendLocked sends n bytes of payload, which is never 0: an empty message would
-// be an end. It wants writeMu.
-func (c *Stream) sendLocked(n int, send func() error) error {
-	if c.writeEnded.Load() || c.closed.Load() {
-		return net.ErrClosed
+	if err := c.writableLocked(); err != nil {
+		return err
 	}
-	if err := send(); err != nil {
+	if err := c.s.WriteInPlace(socket.Binary, buf); err != nil {
 		return c.writeFailed(err)
 	}
-	c.sent.Add(int64(n))
+	c.sent.Add(int64(len(buf) - socket.Headroom))
 	return nil
 }
 
+// writableLocked wants writeMu.
+func (c *Stream) writableLocked() error {
+	if c.writeEnded.Load() || c.closed.Load() {
+		return net.ErrClosed
+	}
+	return nil
+}
+
+// writeFailed turns an error of the socket's writer into the stream's.
 func (c *Stream) writeFailed(err error) error {
 	c.broken.Store(true)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case c.closed.Load():
+		return net.ErrClosed
+	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	}
 	return fmt.Errorf("%w: %w", ErrAborted, err)
@@ -205,50 +236,70 @@ func (c *Stream) ReadFrom(r io.Reader) (int64, error) {
 func (c *Stream) CloseWrite() error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
 	return c.closeWriteLocked()
 }
 
+// closeWriteLocked wants writeMu, or to be called by linger.
 func (c *Stream) closeWriteLocked() error {
-	if c.writeEnded.Load() {
+	// Marked before it is sent: the peer may answer with its close frame before
+	// the write returns, and that is no abort.
+	if c.writeEnded.Swap(true) {
 		return nil
 	}
 	if err := c.s.WriteMessage(socket.Binary, nil); err != nil {
+		c.writeEnded.Store(false)
 		return c.writeFailed(err)
 	}
-	c.writeEnded.Store(true)
 	return nil
 }
 
-// Close ends our direction and lets go of the stream; calls under way return.
-// The socket lives on for a moment, so that nothing sent is lost: until the peer
-// has ended its direction and closed too, at most lingerTime.
+// Close ends our direction and lets go of the stream; calls under way return,
+// and one that was writing makes it an abort. The socket lives on for a moment,
+// so that nothing sent is lost: until the peer has ended its direction and
+// closed too, at most lingerTime. Data that the peer sends meanwhile, or has sent
+// and nobody read, make it an abort too.
 func (c *Stream) Close() error {
-	if c.closed.Swap(true) {
+	if !c.close() {
 		return nil
 	}
 	if c.broken.Load() {
 		c.finish()
 		return nil
 	}
-	// Calls under way hold the locks: let them go.
-	past := time.Unix(1, 0)
-	_, _ = c.s.SetReadDeadline(past), c.s.SetWriteDeadline(past) // fails only on a closed socket
 	c.opts.Owner.Go(c.linger)
 	return nil
+}
+
+// close marks the stream closed, and makes the calls under way return. It
+// reports whether it was open.
+func (c *Stream) close() bool {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
+	if c.closed.Swap(true) {
+		return false
+	}
+	past := time.Unix(1, 0)
+	_, _ = c.s.SetReadDeadline(past), c.s.SetWriteDeadline(past) // fails only on a closed socket
+	return true
 }
 
 // linger brings a closed stream to its end.
 func (c *Stream) linger() {
 	defer c.finish()
+	// Calls under way hold a lock until they return; later ones see that the
+	// stream is closed. What follows is alone, and must not make them wait.
 	c.readMu.Lock()
-	defer c.readMu.Unlock()
 	c.writeMu.Lock()
-	defer c.writeMu.Unlock()
+	c.writeMu.Unlock()
+	c.readMu.Unlock()
 	if c.broken.Load() {
 		return
 	}
 	until := time.Now().Add(lingerTime)
-	_, _ = c.s.SetReadDeadline(until), c.s.SetWriteDeadline(until) // as above
+	_, _ = c.s.SetReadDeadline(until), c.s.SetWriteDeadline(until) // fails only on a closed socket
 	if c.closeWriteLocked() != nil {
 		return
 	}
@@ -271,9 +322,8 @@ func (c *Stream) linger() {
 
 // Abort closes the stream at once; the peer sees that it was not an end.
 func (c *Stream) Abort() {
-	if c.closed.Swap(true) {
-		// A close that lingers is cut short.
-		c.s.Close()
+	if !c.close() {
+		c.s.Close() // a close that lingers is cut short
 		return
 	}
 	c.broken.Store(true)
@@ -288,21 +338,27 @@ func (c *Stream) finish() {
 }
 
 // awaitClose blocks, after the peer's end was read, until the stream is closed
-// here (nil) or gone (ErrAborted). Without it an abort by a peer that has
-// nothing more to say would only be seen with the next write.
+// here or our direction has ended and the peer closed (nil), or until it is
+// aborted. Without it an abort by a peer that has nothing more to say would only
+// be seen with the next write.
 func (c *Stream) awaitClose() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	for {
+		if c.closed.Load() {
+			return nil
+		}
 		_, err := c.s.Next()
 		switch {
-		case c.closed.Load() || c.writeEnded.Load():
+		case c.closed.Load():
 			return nil
-		case err == nil: // data after the end
-			c.broken.Store(true)
-			_ = c.s.WriteClose(wire.CloseMalformed, "data after the end", time.Second) // the peer is faulty
-			return ErrAborted
-		case !errors.Is(err, os.ErrDeadlineExceeded):
+		case err == nil:
+			return c.malformed("data after the end")
+		case c.writeEnded.Load() && !errors.Is(err, os.ErrDeadlineExceeded):
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			_ = c.SetReadDeadline(time.Time{}) // it was for reads, which have ended
+		default:
 			return c.readFailed(err)
 		}
 	}
@@ -339,6 +395,8 @@ func (c *Stream) SetDeadline(t time.Time) error {
 }
 
 func (c *Stream) SetReadDeadline(t time.Time) error {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
@@ -346,6 +404,8 @@ func (c *Stream) SetReadDeadline(t time.Time) error {
 }
 
 func (c *Stream) SetWriteDeadline(t time.Time) error {
+	c.deadlineMu.Lock()
+	defer c.deadlineMu.Unlock()
 	if c.closed.Load() {
 		return net.ErrClosed
 	}

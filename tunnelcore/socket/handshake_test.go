@@ -1,0 +1,388 @@
+package socket
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const subprotocol = "iottunnel.v1"
+
+var target = &url.URL{Scheme: "ws", Host: "edge.test", Path: "/.iottunnel/v1/control", RawQuery: "device=a"}
+
+// acceptKey is RFC 6455 §4.2.2.
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// answerWith reads a request from conn and writes what answer makes of it, step
+// bytes at a time (0: all).
+func answerWith(conn net.Conn, step int, answer func(*http.Request) string) {
+	r, err := http.ReadRequest(bufio.NewReader(conn))
+	if err != nil {
+		return
+	}
+	b := []byte(answer(r))
+	for len(b) > 0 {
+		n := len(b)
+		if step > 0 {
+			n = min(step, n)
+		}
+		if _, err := conn.Write(b[:n]); err != nil {
+			return
+		}
+		b = b[n:]
+	}
+}
+
+func switching(r *http.Request) string {
+	return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n" +
+		"Sec-WebSocket-Protocol: " + subprotocol + "\r\n\r\n"
+}
+
+func TestDialRequest(t *testing.T) {
+	client, server := conns(t, "pipe")
+	var got *http.Request
+	go answerWith(server, 0, func(r *http.Request) string { got = r; return switching(r) })
+	s, err := Dial(t.Context(), client, target, http.Header{"Authorization": {"Bearer x"}}, subprotocol, SmallBuffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if got.Method != "GET" || got.RequestURI != "/.iottunnel/v1/control?device=a" || got.Host != "edge.test" ||
+		got.Header.Get("Authorization") != "Bearer x" || got.Header.Get("Sec-WebSocket-Protocol") != subprotocol ||
+		got.Header.Get("Sec-WebSocket-Version") != "13" || got.Header.Get("Upgrade") != "websocket" {
+		t.Errorf("%s %s %s %v", got.Method, got.RequestURI, got.Host, got.Header)
+	}
+}
+
+// Frames right behind the 101 are kept, wherever the stream is cut.
+func TestDialKeepsWhatFollows(t *testing.T) {
+	frames := cat(plain(0x81, "ready"), plain(0x82, strings.Repeat("x", 700)), plain(0x88, "\x03\xe9"))
+	for step := range 300 {
+		client, server := conns(t, "pipe")
+		go answerWith(server, step, func(r *http.Request) string { return switching(r) + string(frames) })
+		within(t, "Dial", func() {
+			s, err := Dial(t.Context(), client, target, nil, subprotocol, SmallBuffer)
+			if err != nil {
+				t.Fatalf("step %d: %v", step, err)
+			}
+			go io.Copy(io.Discard, server) // the echo of the close frame
+			got, err := all(s, 1000)
+			var end *CloseError
+			if !slices.Equal(got, []string{"1:ready", "2:" + strings.Repeat("x", 700)}) || !errors.As(err, &end) || end.Code != 1001 {
+				t.Errorf("step %d: %.100q, %v", step, got, err)
+			}
+			s.Close()
+		})
+	}
+}
+
+func TestDialRefused(t *testing.T) {
+	key := func(r *http.Request) string { return acceptKey(r.Header.Get("Sec-WebSocket-Key")) }
+	for _, c := range []struct {
+		name   string
+		answer func(*http.Request) string
+		status int    // of a *StatusError; 0: another error
+		body   string // prefix
+		header [2]string
+	}{
+		{"401 with a body", func(*http.Request) string {
+			return "HTTP/1.1 401 Unauthorized\r\nContent-Length: 24\r\n\r\n{\"error\":\"unauthorized\"}"
+		}, 401, `{"error":"unauthorized"}`, [2]string{}},
+		{"503 with Retry-After", func(*http.Request) string {
+			return "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 0\r\n\r\n"
+		}, 503, "", [2]string{"Retry-After", "7"}},
+		{"302", func(*http.Request) string {
+			return "HTTP/1.1 302 Found\r\nLocation: wss://other.test/\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nthere\r\n0\r\n\r\n"
+		}, 302, "there", [2]string{"Location", "wss://other.test/"}},
+		{"404 from something else, until the end", func(*http.Request) string {
+			return "HTTP/1.0 404 Not Found\r\n\r\n" + strings.Repeat("y", 5000)
+		}, 404, strings.Repeat("y", 1024), [2]string{}},
+		{"200", func(*http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi" }, 200, "hi", [2]string{}},
+		{"204", func(*http.Request) string { return "HTTP/1.1 204 No Content\r\n\r\n" }, 204, "", [2]string{}},
+		{"101 with a wrong key", func(*http.Request) string {
+			return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + acceptKey("x") + "\r\n\r\n"
+		}, 0, "", [2]string{}},
+		{"101 to something else", func(r *http.Request) string {
+			return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + key(r) + "\r\n\r\n"
+		}, 0, "", [2]string{}},
+		{"101 without the subprotocol", func(r *http.Request) string {
+			return strings.Replace(switching(r), "Sec-WebSocket-Protocol: "+subprotocol+"\r\n", "", 1)
+		}, 0, "", [2]string{}},
+		{"101 with another", func(r *http.Request) string { return strings.Replace(switching(r), subprotocol, "mqtt", 1) }, 0, "", [2]string{}},
+		{"101 with an extension", func(r *http.Request) string {
+			return strings.Replace(switching(r), "\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n\r\n", 1)
+		}, 0, "", [2]string{}},
+		{"header too long", func(*http.Request) string {
+			return "HTTP/1.1 101 Switching Protocols\r\nX: " + strings.Repeat("x", maxAnswer) + "\r\n\r\n"
+		}, 0, "", [2]string{}},
+		{"header of too many lines", func(*http.Request) string {
+			return "HTTP/1.1 401 Unauthorized\r\n" + strings.Repeat("X: x\r\n", maxAnswer) + "\r\n"
+		}, 0, "", [2]string{}},
+		{"not HTTP", func(*http.Request) string { return "SSH-2.0-OpenSSH_9.9\r\n" }, 0, "", [2]string{}},
+		{"nothing", func(*http.Request) string { return "" }, 0, "", [2]string{}},
+		{"half a header", func(*http.Request) string { return "HTTP/1.1 101 Switching Protocols\r\nUpgr" }, 0, "", [2]string{}},
+	} {
+		for _, step := range []int{0, 1, 100} {
+			t.Run(fmt.Sprint(c.name, "/", step), func(t *testing.T) {
+				client, server := conns(t, "pipe")
+				go func() {
+					answerWith(server, step, c.answer)
+					server.Close()
+				}()
+				within(t, "Dial", func() {
+					s, err := Dial(t.Context(), client, target, nil, subprotocol, SmallBuffer)
+					if s != nil || err == nil {
+						t.Fatalf("got %v, %v", s, err)
+					}
+					var refused *StatusError
+					if errors.As(err, &refused) != (c.status != 0) {
+						t.Fatalf("%v", err)
+					}
+					if refused != nil && (refused.Status != c.status || string(refused.Body) != c.body || c.header[0] != "" && refused.Header.Get(c.header[0]) != c.header[1]) {
+						t.Errorf("%+v", refused)
+					}
+				})
+				if _, err := client.Write(nil); !errors.Is(err, io.ErrClosedPipe) {
+					t.Errorf("left open: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// Dial returns when ctx ends, whatever it is waiting for, and with a deadline in
+// ctx that is far away too.
+func TestDialCancelled(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		serve func(t *testing.T, server net.Conn, cancel func())
+	}{
+		{"before", nil},
+		{"while it sends", func(t *testing.T, server net.Conn, cancel func()) {
+			server.Read(make([]byte, 1)) // and no more: the rest of the request blocks
+			cancel()
+		}},
+		{"before the answer", func(t *testing.T, server net.Conn, cancel func()) {
+			http.ReadRequest(bufio.NewReader(server))
+			cancel()
+		}},
+		{"inside the header", func(t *testing.T, server net.Conn, cancel func()) {
+			answerWith(server, 0, func(*http.Request) string { return "HTTP/1.1 101 Switching Protocols\r\nUpgr" })
+			cancel()
+		}},
+	} {
+		for _, transport := range transports {
+			t.Run(c.name+"/"+transport, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				client, server := conns(t, transport)
+				if c.serve == nil {
+					cancel()
+				} else {
+					go c.serve(t, server, cancel)
+				}
+				within(t, "Dial", func() {
+					if _, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer); !errors.Is(err, context.Canceled) {
+						t.Errorf("%v", err)
+					}
+				})
+			})
+		}
+	}
+	t.Run("inside the body", func(t *testing.T) { // the status is known, and tells more
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		client, server := conns(t, "tcp")
+		go func() {
+			answerWith(server, 0, func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\nhalf" })
+			cancel()
+		}()
+		within(t, "Dial", func() {
+			_, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
+			var refused *StatusError
+			if !errors.As(err, &refused) || refused.Status != 403 {
+				t.Errorf("%v", err)
+			}
+		})
+	})
+	t.Run("at any moment", func(t *testing.T) {
+		for i := range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+			client, server := conns(t, "pipe")
+			go answerWith(server, 0, switching)
+			timer := time.AfterFunc(time.Duration(i)*time.Microsecond, cancel)
+			within(t, "Dial", func() {
+				s, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
+				switch {
+				case err != nil && !errors.Is(err, context.Canceled):
+					t.Error(err)
+				case err == nil: // then it is fit for use: no deadline is left
+					timer.Stop()
+					go server.Write(plain(0x81, "x"))
+					if _, err := s.Next(); err != nil {
+						t.Error(err)
+					}
+					s.Close()
+				}
+			})
+			cancel()
+		}
+	})
+}
+
+// A deadline of the handshake does not outlive it.
+func TestDialClearsDeadlines(t *testing.T) {
+	client, server := conns(t, "pipe")
+	client.SetDeadline(time.Now().Add(time.Hour))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	go answerWith(server, 0, switching)
+	s, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	go server.Write(plain(0x81, "x"))
+	if _, err := s.Next(); err != nil {
+		t.Error(err)
+	}
+}
+
+// accepting serves one socket after another, and hands them out.
+func accepting(t testing.TB, buffer int) (*httptest.Server, <-chan *Socket) {
+	t.Helper()
+	sockets := make(chan *Socket, 1)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s, err := Accept(wrapped{w}, r, subprotocol, buffer)
+		var refused *StatusError
+		switch {
+		case errors.As(err, &refused):
+			http.Error(w, string(refused.Body), refused.Status)
+		case err == nil:
+			sockets <- s
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv, sockets
+}
+
+// wrapped hides the Hijacker, as middleware does, and is unwrapped.
+type wrapped struct{ w http.ResponseWriter }
+
+func (w wrapped) Header() http.Header         { return w.w.Header() }
+func (w wrapped) Write(p []byte) (int, error) { return w.w.Write(p) }
+func (w wrapped) WriteHeader(status int)      { w.w.WriteHeader(status) }
+func (w wrapped) Unwrap() http.ResponseWriter { return w.w }
+
+func TestAcceptBytes(t *testing.T) {
+	srv, sockets := accepting(t, SmallBuffer)
+	srv.Start()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n"+
+		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"+
+		"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Protocol: other, "+subprotocol+"\r\n\r\n")
+	s := <-sockets
+	defer s.Close()
+	want := "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
+		"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: iottunnel.v1\r\n\r\n"
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+		t.Fatalf("%q, %v", got, err)
+	}
+	go conn.Write(masked(0x81, "Hello"))
+	if _, b, err := s.ReadMessage(10); string(b) != "Hello" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
+func TestAcceptRefuses(t *testing.T) {
+	srv, _ := accepting(t, SmallBuffer)
+	srv.Start()
+	good := http.Header{
+		"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Version": {"13"},
+		"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}, "Sec-Websocket-Protocol": {subprotocol},
+	}
+	for _, c := range []struct{ method, name, value string }{
+		{"GET", "Upgrade", ""}, {"GET", "Connection", "close"}, {"GET", "Sec-Websocket-Version", "8"},
+		{"GET", "Sec-Websocket-Key", "short"}, {"GET", "Sec-Websocket-Key", ""}, {"POST", "", ""},
+		{"GET", "Sec-Websocket-Protocol", ""}, {"GET", "Sec-Websocket-Protocol", "iottunnel.v10"},
+	} {
+		req, err := http.NewRequest(c.method, srv.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header = good.Clone()
+		if c.name != "" {
+			req.Header.Set(c.name, c.value)
+		}
+		resp, err := srv.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if want := map[string]int{"GET": 400, "POST": 405}[c.method]; resp.StatusCode != want {
+			t.Errorf("%s %s: %q: %d, want %d", c.method, c.name, c.value, resp.StatusCode, want)
+		}
+	}
+}
+
+// Both ends, over TCP and TLS, with the schemes that mean the same.
+func TestHandshake(t *testing.T) {
+	for _, scheme := range []string{"ws", "http", "wss", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			srv, sockets := accepting(t, LargeBuffer)
+			u := *target
+			u.Scheme = scheme
+			secure := strings.HasSuffix(scheme, "s") && scheme != "ws"
+			if secure {
+				srv.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+				srv.StartTLS()
+			} else {
+				srv.Start()
+			}
+			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if secure {
+				conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: "edge.test"})
+			}
+			a, err := Dial(t.Context(), conn, &u, nil, subprotocol, LargeBuffer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			b := <-sockets
+			defer b.Close()
+			for _, s := range []*Socket{a, b} {
+				if err := s.WriteMessage(Binary, []byte("hello")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, s := range []*Socket{a, b} {
+				if op, m, err := s.ReadMessage(10); op != Binary || string(m) != "hello" || err != nil {
+					t.Errorf("%d %q %v", op, m, err)
+				}
+			}
+		})
+	}
+}

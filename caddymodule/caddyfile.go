@@ -281,6 +281,9 @@ var handlerSettings = []setting[*Handler]{
 //	iottunnel [<matcher>] [agents|devices|internal] {
 //		keep_headers <names...>
 //	}
+//
+// Its place in the order of directives is before reverse_proxy, and so after
+// respond: a `respond` for what is no device's belongs behind it in a `route`.
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	args := d.RemainingArgs()

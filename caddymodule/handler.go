@@ -181,7 +181,7 @@ func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target,
 	if errors.Is(err, tunnelcore.ErrOtherHost) && directlyUnder(r.Host, h.app.Domain) {
 		// A name that is never leased, such as a--b: it is a device's hostname all
 		// the same, of none.
-		return target, &answers.Error{Code: wire.UnknownDevice, Cause: err}
+		return target, &answers.Error{Code: wire.UnknownDevice}
 	}
 	if err != nil {
 		return target, err

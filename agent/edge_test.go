@@ -30,7 +30,7 @@ type edge struct {
 	url string
 	// answer, if set, may answer a handshake of a control socket itself.
 	answer func(http.ResponseWriter, *http.Request) bool
-	// asked gets the request of each control socket, tunnels those accepted, and
+	// asked gets the requests of the first control sockets, tunnels those accepted, and
 	// transfers each transfer socket.
 	asked     chan *http.Request
 	tunnels   chan *edgeTunnel
@@ -104,15 +104,19 @@ func startTLSEdge(tb testing.TB) (*edge, *tls.Config) {
 // memoryEdge starts an edge that a reaches in memory, for tests about time.
 func memoryEdge(tb testing.TB, a *Agent) *edge {
 	e := newEdge(tb)
+	dial := e.inMemory()
+	a.dialer.tcp = func(ctx context.Context, _ time.Duration, _ string) (net.Conn, error) { return dial(ctx) }
+	return e
+}
+
+// inMemory serves e, and returns how to reach it.
+func (e *edge) inMemory() func(context.Context) (net.Conn, error) {
 	l, f := Listen(80, HTTP)
 	s := &http.Server{Handler: e}
 	go s.Serve(l) // ends with Close
-	tb.Cleanup(func() { s.Close() })
-	tb.Cleanup(e.close)
-	if a != nil {
-		a.dialer.tcp = func(ctx context.Context, _ time.Duration, _ string) (net.Conn, error) { return f.Dial(ctx) }
-	}
-	return e
+	e.tb.Cleanup(func() { s.Close() })
+	e.tb.Cleanup(e.close)
+	return f.Dial
 }
 
 func (e *edge) close() {
@@ -126,7 +130,7 @@ func (e *edge) close() {
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	control := r.URL.Path == wire.ControlPath
 	if control {
-		e.asked <- r.Clone(context.Background())
+		poke(e.asked, r.Clone(context.Background()))
 		if e.answer != nil && e.answer(w, r) {
 			return
 		}

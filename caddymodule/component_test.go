@@ -132,8 +132,8 @@ func TestModesAndMatcher(t *testing.T) {
 		@lyon iottunnel device lyon-*
 		header @lyon X-Device {http.iottunnel.device}
 		@closed iottunnel device cam-?
-		respond @closed "closed: {http.iottunnel.label}" 403
 		route {
+			respond @closed "closed: {http.iottunnel.label}" 403
 			iottunnel agents
 			iottunnel devices
 			respond "next" 200

@@ -15,50 +15,56 @@ import (
 var concurrentTests = []test{
 	{"one of many gets a label", func(s *suite) {
 		n := s.node("n1", "e1")
-		var won atomic.Int32
-		many(40, func(i int) {
+		var won [20]atomic.Int32 // many labels, so that some first claims come together
+		many(10*len(won), func(i int) {
 			c := s.ask(n, fmt.Sprintf("d%d", i), "t1")
-			c.Label = "wanted"
+			c.Label = fmt.Sprintf("wanted%d", i%len(won))
 			switch _, err := s.Registry.Claim(s.ctx, c); {
 			case err == nil:
-				won.Add(1)
+				won[i%len(won)].Add(1)
 			case !errors.Is(err, registry.ErrLabelTaken):
 				s.Errorf("Claim: %v", err)
 			}
 		})
-		if won.Load() != 1 {
-			s.Errorf("%d devices got one label", won.Load())
+		for i := range won {
+			if n := won[i].Load(); n != 1 {
+				s.Errorf("%d devices got label wanted%d", n, i)
+			}
 		}
 	}},
 	{"one of many gets a device", func(s *suite) {
 		n := s.node("n1", "e1")
-		first := s.claim(s.ask(n, "cam", "t0"))
+		const devices, claims = 10, 20
+		var first [devices]registry.Holder
+		for i := range first {
+			first[i] = s.claim(s.ask(n, fmt.Sprintf("d%d", i), "t0")).Holder
+		}
 		var mu sync.Mutex
-		var won []registry.Lease
-		var refused []registry.Holder
-		many(40, func(i int) { // each has found the first one dead
-			c := s.ask(n, "cam", fmt.Sprintf("t%d", i+1))
-			c.Instance, c.Evict = fmt.Sprintf("i%d", i), first.Holder
+		won := map[string]registry.Holder{}
+		refused := map[registry.Holder]int{}
+		many(devices*claims, func(i int) { // each has found the first one dead
+			c := s.ask(n, fmt.Sprintf("d%d", i%devices), fmt.Sprintf("t%d", i+1))
+			c.Instance, c.Evict = fmt.Sprintf("i%d", i), first[i%devices]
 			l, err := s.Registry.Claim(s.ctx, c)
 			mu.Lock()
 			defer mu.Unlock()
 			var held *registry.HeldError
 			switch {
-			case err == nil:
-				won = append(won, l)
+			case err == nil && won[c.Device] == registry.Holder{}:
+				won[c.Device] = l.Holder
 			case errors.As(err, &held):
-				refused = append(refused, held.Incumbent.Holder)
+				refused[held.Incumbent.Holder]++
 			default:
-				s.Errorf("Claim: %v", err)
+				s.Errorf("Claim = %+v, %v, after %+v has won", l, err, won[c.Device])
 			}
 		})
-		if len(won) != 1 || len(refused) != 39 {
-			s.Fatalf("%d claims won, %d were refused", len(won), len(refused))
-		}
-		for _, h := range refused {
-			if h != won[0].Holder {
-				s.Errorf("refused because of %+v, but %+v won", h, won[0].Holder)
+		for device, h := range won {
+			if refused[h] != claims-1 {
+				s.Errorf("%d claims of %s were refused because of the winner", refused[h], device)
 			}
+		}
+		if len(won) != devices {
+			s.Errorf("%d devices were won", len(won))
 		}
 	}},
 	{"takeovers form a chain", func(s *suite) {
@@ -119,6 +125,7 @@ var concurrentTests = []test{
 	{"invariants under random calls", func(s *suite) {
 		seed := seed()
 		s.Logf("IOTTUNNEL_SEED=%d", seed)
+		s.endless()
 		c := &crowd{suite: s, current: map[string]int64{}, settledAt: map[string]int64{}}
 		rounds := 1
 		if s.Exact {

@@ -96,6 +96,13 @@ func newSuite(t *testing.T, env Env) *suite {
 // whileLive is how long a lease runs from a claim or refresh.
 func (s *suite) whileLive() time.Duration { return s.Lease + s.Lease/3 }
 
+// endless makes leases long enough to outlast a test that cannot follow the clock.
+func (s *suite) endless() {
+	if !s.Exact {
+		s.Lease = 10 * time.Hour
+	}
+}
+
 // margin is added to what must have passed.
 func (s *suite) margin() time.Duration {
 	if s.Exact {

@@ -168,7 +168,7 @@ func hashOf(t *testing.T, password string) string {
 	t.Helper()
 	status, out, errs := harness.RunToEnd(t, harness.UpTime, harness.Command{
 		Name: "caddy hash-password",
-		Args: []string{harness.Binary(t, "caddy"), "hash-password", "--plaintext", password},
+		Args: []string{harness.Binary(t, "caddy"), "hash-password", "--bcrypt-cost", "4", "--plaintext", password},
 	})
 	if status != 0 {
 		t.Fatalf("caddy hash-password: %d %s", status, errs)

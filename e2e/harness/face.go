@@ -82,6 +82,7 @@ var Kinds = []Kind{
 type Setup struct {
 	Tunnel    []string // lines of the global option `iottunnel`
 	Limits    []string // lines of its block `limits`
+	Servers   []string // lines of the global option `servers`
 	Handlers  []string // lines of the visitors' site, before `iottunnel`
 	Errors    []string // lines of its `handle_errors`
 	AccessLog bool

@@ -163,9 +163,15 @@ func (e *edge) caddyfile() string {
 	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period 3s\n", e.adminSocket())
 	if !e.kind.tls {
 		b.WriteString("\tauto_https off\n")
-		block("\t", "servers", []string{"protocols h1 h2c"})
 	} else {
 		b.WriteString("\tauto_https disable_redirects\n\tlocal_certs\n") // port 80 stays alone
+	}
+	servers := e.setup.Servers
+	if !e.kind.tls {
+		servers = append([]string{"protocols h1 h2c"}, servers...)
+	}
+	if servers != nil {
+		block("\t", "servers", servers)
 	}
 	tunnel := []string{"domain " + e.Domain(), "auth static {", "\tfile " + e.devicesFile(), "}"}
 	if e.setup.TCPPorts > 0 {

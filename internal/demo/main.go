@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/term"
 )
 
 const (
@@ -222,7 +224,7 @@ Ctrl-C ends everything.
 
 // loop stops and starts the device as the user wishes, until ctx or the edge ends.
 func (d *demo) loop(ctx context.Context, url string, keys <-chan struct{}) error {
-	parent := os.Getppid()
+	parent, terminal := os.Getppid(), term.IsTerminal(0)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -235,8 +237,9 @@ func (d *demo) loop(ctx context.Context, url string, keys <-chan struct{}) error
 			fmt.Fprintln(d.out, "\nstopping the device and the edge")
 			return nil
 		case <-tick.C:
-			// A make that was killed outright cannot pass its signal on.
-			if os.Getppid() != parent {
+			// A make that was killed outright cannot pass its signal on, and one
+			// that leads the session keeps that of a closed terminal to itself.
+			if os.Getppid() != parent || terminal && !term.IsTerminal(0) {
 				return nil
 			}
 		case <-d.edge.done:

@@ -208,7 +208,7 @@ func TestDialCancelled(t *testing.T) {
 	}
 	t.Run("inside the body", func(t *testing.T) { // the status is known, and tells more
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		client, server := conns(t, "tcp")
+		client, server := conns(t, "pipe") // takes it all before it is cancelled
 		go func() {
 			answerWith(server, 0, func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\nhalf" })
 			cancel()
@@ -244,6 +244,31 @@ func TestDialCancelled(t *testing.T) {
 			cancel()
 		}
 	})
+}
+
+// Dial sets no deadline that could undo the one by which a cancellation works.
+func TestDialSetsNoDeadline(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	client, server := conns(t, "pipe")
+	go answerWith(server, 0, switching)
+	s, err := Dial(ctx, &watched{Conn: client, t: t}, target, nil, subprotocol, SmallBuffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+type watched struct {
+	net.Conn
+	t *testing.T
+}
+
+func (w *watched) SetDeadline(d time.Time) error {
+	if !d.IsZero() {
+		w.t.Errorf("deadline set: %v", d)
+	}
+	return w.Conn.SetDeadline(d)
 }
 
 // A deadline of the handshake does not outlive it.

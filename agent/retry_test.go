@@ -62,9 +62,9 @@ func TestRetryAfterAnswers(t *testing.T) {
 		{refuseWith(503, "", "Retry-After", "-5"), 0, 30 * time.Second},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			pauses := attempts(t, Config{}, 6*time.Hour, func(int, *edge) func(http.ResponseWriter, *http.Request) bool { return test.answer })
+			pauses := attempts(t, Config{}, 40*test.max, func(int, *edge) func(http.ResponseWriter, *http.Request) bool { return test.answer })
 			if len(pauses) < 20 {
-				t.Fatalf("only %d attempts in six hours", len(pauses))
+				t.Fatalf("only %d attempts", len(pauses))
 			}
 			var most time.Duration
 			for _, p := range pauses {
@@ -118,11 +118,11 @@ func TestRetryAfterTunnels(t *testing.T) {
 		{wire.CloseExpired, 0, 30 * time.Second},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			pauses := attempts(t, Config{}, 6*time.Hour, func(_ int, e *edge) func(http.ResponseWriter, *http.Request) bool {
+			pauses := attempts(t, Config{}, 20*(up+test.max), func(_ int, e *edge) func(http.ResponseWriter, *http.Request) bool {
 				return upFor(e, up, test.code)
 			})
 			if len(pauses) < 10 {
-				t.Fatalf("code %d: only %d attempts in six hours", test.code, len(pauses))
+				t.Fatalf("code %d: only %d attempts", test.code, len(pauses))
 			}
 			for _, p := range pauses {
 				if p -= up; p < test.min || p > test.max {
@@ -200,16 +200,16 @@ func TestNextServerWhenOneRefuses(t *testing.T) {
 			return toGood(ctx)
 		}
 		start(t, a)
-		for range 20 {
+		for range 9 {
 			tunnel := <-good.tunnels
 			tunnel.greet("25")
-			time.Sleep(11 * time.Second)
+			time.Sleep(held)
 			tunnel.Close()
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		// Twenty tunnels in four minutes, but who refused is not asked again within five.
-		if asked["127.0.0.1:2"] > 1 || asked["127.0.0.1:3"] < 20 {
+		// Nine tunnels in less than five minutes: who refused is not asked again.
+		if asked["127.0.0.1:2"] > 1 || asked["127.0.0.1:3"] < 9 {
 			t.Errorf("asked %v", asked)
 		}
 	})

@@ -24,7 +24,7 @@ A web server on port 8080 of this device gets a URL of its own:
 See iottunnel-agent run --help for more.
 `
 
-const runHelp = `iottunnel-agent run --server URL --device ID --token-file FILE --forward PORT[=HOST:PORT] …
+const runHelp = `iottunnel-agent run --server URL --device ID --token-file FILE --forward FORWARD
 
 Keeps a tunnel to an edge, so that visitors of the edge reach the forwarded
 ports. Each time the tunnel is up, standard output gets a line per port:

@@ -32,11 +32,16 @@ func run(o *options, stdout, stderr io.Writer) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	// From the first signal on, the second one ends the process as if nobody
-	// handled it.
-	context.AfterFunc(ctx, stop)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() { // ends with the process
+		<-signals
+		stop()
+		<-signals // no grace any more
+		os.Exit(exitOK)
+	}()
 	if err := a.Run(ctx); err != nil {
 		fmt.Fprintf(stderr, "iottunnel-agent: %v\n", err)
 		return exitStatus(err), nil

@@ -141,6 +141,7 @@ var arrows = map[string][]string{
 	"internal/demo":               {},
 	"internal/fences":             {},
 	"internal/leak":               {},
+	"internal/redistest":          {},
 }
 
 func TestNothingImportsUpward(t *testing.T) {

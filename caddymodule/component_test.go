@@ -2,14 +2,23 @@ package caddymodule
 
 import (
 	"bufio"
+	"crypto/tls"
+	"errors"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddytls"
+
+	"github.com/iottunnel/iottunnel/agent"
 )
 
 func TestServe(t *testing.T) {
@@ -266,5 +275,92 @@ func TestAnotherNodeID(t *testing.T) {
 	}
 	if r := f.get(d.up.Ports[0].URL); r.StatusCode != 200 {
 		t.Errorf("%d %s", r.StatusCode, r.body)
+	}
+}
+
+func TestDeviceSpeaksHTTPS(t *testing.T) {
+	f := start(t, config{})
+	names := make(chan string, 10)
+	certificates := httptest.NewTLSServer(nil)
+	defer certificates.Close()
+	inner, forward := agent.Listen(443, agent.HTTPS)
+	d := f.connectForward("cam-1", testSite(), tls.NewListener(inner, &tls.Config{
+		Certificates: certificates.TLS.Certificates,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			names <- hello.ServerName
+			return nil, nil
+		},
+	}), forward)
+	if r := f.get(d.up.Ports[0].URL + "a"); r.body != `GET /a ""` {
+		t.Errorf("%d %s", r.StatusCode, r.body)
+	}
+	if name := <-names; name != d.up.Hostname {
+		t.Errorf("the device was asked for the certificate of %q", name)
+	}
+	f.upgrade(d.up.Hostname).mustEcho(t, "through TLS")
+}
+
+func TestPermission(t *testing.T) {
+	f := start(t, config{global: "on_demand_tls {\npermission iottunnel\n}"})
+	d := f.connect("cam-1", testSite())
+	ctx, err := caddy.ActiveContext().App("iottunnel")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Permission{app: ctx.(*App)}
+	for name, want := range map[string]bool{
+		d.up.Hostname:                           true,
+		strings.ToUpper(d.up.Hostname):          true,
+		d.up.Label + "--80." + testDomain:       true,
+		d.up.Label + "--81." + testDomain:       false,
+		"nobody." + testDomain:                  false,
+		testDomain:                              false,
+		"x." + d.up.Hostname:                    false,
+		"example.com":                           false,
+		d.up.Label + "." + testDomain + ".evil": false,
+		"":                                      false,
+	} {
+		err := p.CertificateAllowed(t.Context(), name)
+		if (err == nil) != want || err != nil && !errors.Is(err, caddytls.ErrPermissionDenied) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	d.stop()
+	for name, want := range map[string]bool{
+		d.up.Hostname:                     true, // its page says that it is offline
+		d.up.Label + "--80." + testDomain: false,
+	} {
+		deadline := time.Now().Add(testWait)
+		for (p.CertificateAllowed(t.Context(), name) == nil) != want {
+			if time.Now().After(deadline) {
+				t.Fatalf("%q while the device is offline: %t", name, !want)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// TestVisitorLeaves aborts an upload in the middle: the device's connection ends,
+// and nobody is told that the device was at fault.
+func TestVisitorLeaves(t *testing.T) {
+	f := start(t, config{})
+	ended := make(chan error, 1)
+	d := f.connect("cam-1", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		ended <- err
+	}))
+	c, err := net.Dial("tcp", "127.0.0.1:"+strconv.Itoa(f.port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+d.up.Hostname+"\r\nContent-Length: 1000\r\n\r\nthe first part")
+	time.AfterFunc(50*time.Millisecond, func() { c.Close() }) // in the middle, as far as one can tell
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("half an upload looks whole to the device")
+		}
+	case <-time.After(testWait):
+		t.Error("the device was not told")
 	}
 }

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -114,22 +115,33 @@ func eventsOf(ctx caddy.Context) (*caddyevents.App, error) {
 	return app.(*caddyevents.App), nil
 }
 
-// unhurried is the idle timeout of visitors: none that matters. What is gone is
-// found by TCP keep-alive, by the device's heartbeat, or by the server's own
-// read_timeout and write_timeout, which still count.
-const unhurried = 24 * time.Hour
+// Idle timeouts of visitors, in place of Caddy's minute. What is gone is found by
+// TCP keep-alive and by the device's heartbeat; the server's own read_timeout and
+// write_timeout still count.
+const (
+	// stalled is how long an upload or an answer may make no progress at all:
+	// mobile networks pause for minutes. For ever would let a visitor who never
+	// reads keep a device's streams.
+	stalled = 10 * time.Minute
+	// silent is how long a WebSocket over HTTP/2 or HTTP/3 may bring nothing: it is
+	// the body of a request to Caddy, but silence is its right.
+	silent = 24 * time.Hour
+)
 
-// withoutIdleTimeouts lifts Caddy's idle timeouts from a request until the
-// returned function is called: an upload that stalls for minutes on a mobile
-// network, and a silent WebSocket over HTTP/2, are not stuck.
-func withoutIdleTimeouts(ctx context.Context) (restore func()) {
-	read, write := caddyhttp.IdleTimeoutsFromContext(ctx)
+// relaxIdleTimeouts gives a visitor's request the time that it may need, until the
+// returned function is called.
+func relaxIdleTimeouts(r *http.Request) (restore func()) {
+	read, write := caddyhttp.IdleTimeoutsFromContext(r.Context())
 	restoreRead, restoreWrite := func() {}, func() {}
 	if read != nil {
-		restoreRead = read.Override(unhurried, 0)
+		timeout := stalled
+		if r.Method == http.MethodConnect {
+			timeout = silent
+		}
+		restoreRead = read.Override(timeout, 0)
 	}
 	if write != nil {
-		restoreWrite = write.Override(unhurried, 0, 0)
+		restoreWrite = write.Override(stalled, 0, 0)
 	}
 	return func() {
 		restoreRead()

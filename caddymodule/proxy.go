@@ -52,7 +52,7 @@ func newProxy() *reverseproxy.Handler {
 // serveVisitor passes a request on to the device and the answer back.
 func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target) error {
 	addLogField(r, zap.String("device", target.Device))
-	defer withoutIdleTimeouts(r.Context())()
+	defer relaxIdleTimeouts(r)()
 	hostname := names.Normal(r.Host)
 	_, domain, _ := strings.Cut(hostname, ".")
 	v := &visit{

@@ -188,7 +188,7 @@ func cutScalar(s string, flow bool) (value, rest, why string) {
 		value[0] == '.' && strings.HasPrefix(value, "..."),
 		strings.HasPrefix(value, "---"),
 		strings.Contains(value, ": "), strings.HasSuffix(value, ":"),
-		flow && strings.ContainsAny(value, "[{}"):
+		flow && strings.ContainsAny(value, "[{}?"): // some readers end a value at ? there
 		return "", "", fmt.Sprintf("%s needs quotes", value)
 	}
 	return value, rest, ""

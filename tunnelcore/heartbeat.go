@@ -241,8 +241,21 @@ func (h *Hub) refresh() {
 			t := h.tunnels[holder.Tunnel]
 			h.mu.Unlock()
 			if t != nil {
-				t.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
+				t.closeSoon(h.whyLost(holder))
 			}
 		}
 	}
+}
+
+// whyLost says how to close a tunnel that does not hold its device any more. One
+// that a newer tunnel has replaced must not fight for it. One whose lease has run
+// out, as while this machine was asleep, comes back at once.
+func (h *Hub) whyLost(holder registry.Holder) (code int, why string) {
+	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+	defer cancel()
+	rec, err := h.reg.ByDevice(ctx, holder.Device)
+	if err == nil && rec.Generation > holder.Generation {
+		return wire.CloseReplaced, "replaced by a newer tunnel"
+	}
+	return wire.CloseRestart, "the lease has run out"
 }

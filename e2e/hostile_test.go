@@ -566,8 +566,7 @@ func TestBrokenTransfers(t *testing.T) {
 func TestNothingIsLeft(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := harness.Own(t, k, harness.Setup{
-			Tunnel: []string{"lease 1s", "wait 100ms"},
-			Limits: []string{"handshake_timeout 2s"},
+			Tunnel: []string{"wait 100ms"},
 		})
 		s := newSite(t, f)
 		attack := func(rounds int) {

@@ -104,6 +104,25 @@ func TestLeaseEnds(t *testing.T) {
 	})
 }
 
+// TestPausedEdge pauses the edge for longer than the lease: its devices are not taken
+// for replaced ones, which stay away for minutes, but are back at once.
+func TestPausedEdge(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{Tunnel: []string{"lease 2s"}})
+		s := newSite(t, f)
+		s.mustServe(t)
+		f.Pause(t, 5*time.Second)
+		// The edge looks at its leases within this time, and may keep the tunnel.
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		down := func(line string) bool { return strings.Contains(line, "tunnel down") }
+		if _, _, err := s.agent.Stderr.Wait(ctx, 0, down); err == nil {
+			s.host = s.agent.UpWithin(t, 5*time.Second).Hostname(t, 80) // another name: the lease was over
+		}
+		s.mustServe(t)
+	})
+}
+
 // TestOfflinePage reads the answers for a device that is known and away, and for a
 // name that nobody has, as browsers and programs do.
 func TestOfflinePage(t *testing.T) {

@@ -51,6 +51,8 @@ type Face interface {
 	Stop(tb testing.TB)
 	Kill(tb testing.TB)
 	Start(tb testing.TB)
+	// Pause holds the edge in its tracks for some time, as a machine that sleeps.
+	Pause(tb testing.TB, d time.Duration)
 	// Log is what the edge wrote to standard error, over all its starts.
 	Log() *Log
 	// Footprint measures the edge now.

@@ -161,6 +161,7 @@ func (e *edge) caddyfile() string {
 	}
 	b.WriteString("{\n")
 	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period 3s\n", e.adminSocket())
+	block("\t", "log default", []string{"exclude admin.api"}) // its own questions
 	if !e.kind.tls {
 		b.WriteString("\tauto_https off\n")
 	} else {
@@ -338,6 +339,12 @@ func (e *edge) Stop(tb testing.TB) {
 }
 
 func (e *edge) Kill(testing.TB) { e.proc.Kill() }
+
+func (e *edge) Pause(_ testing.TB, d time.Duration) {
+	e.proc.Signal(syscall.SIGSTOP)
+	time.Sleep(d) // what it is about
+	e.proc.Signal(syscall.SIGCONT)
+}
 
 func (e *edge) Reload(tb testing.TB, s Setup) {
 	tb.Helper()

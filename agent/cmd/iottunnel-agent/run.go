@@ -14,7 +14,9 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,9 +26,14 @@ import (
 // run keeps a tunnel up until a signal, or with --once until it fails. An error
 // is the configuration's.
 func run(o *options, stdout, stderr io.Writer) (status int, err error) {
-	config, err := o.config(stdout, stderr)
+	started := keepSmall()
+	config, err := o.config(stderr)
 	if err != nil {
 		return 0, err
+	}
+	config.OnUp = func(up agent.Up) {
+		printPorts(stdout, up)
+		started()
 	}
 	a, err := agent.New(config)
 	if err != nil {
@@ -49,6 +56,26 @@ func run(o *options, stdout, stderr io.Writer) (status int, err error) {
 	return exitOK, nil
 }
 
+// Garbage that is collected at a growth of the heap of so many per cent. Reading
+// the system's certificates makes megabytes of it, once.
+const (
+	gcAtStart = 20
+	gcAfter   = 50
+)
+
+// keepSmall makes the start cost little memory, and returns what is to be called
+// after it. GOGC in the environment wins.
+func keepSmall() (started func()) {
+	if os.Getenv("GOGC") != "" {
+		return func() {}
+	}
+	debug.SetGCPercent(gcAtStart)
+	return sync.OnceFunc(func() {
+		debug.SetGCPercent(gcAfter)
+		debug.FreeOSMemory()
+	})
+}
+
 // exitStatus is that of a failure with --once.
 func exitStatus(err error) int {
 	var final interface{ Final() bool }
@@ -59,7 +86,7 @@ func exitStatus(err error) int {
 }
 
 // config makes the agent's configuration of what was said.
-func (o *options) config(stdout, stderr io.Writer) (agent.Config, error) {
+func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	none := agent.Config{}
 	switch {
 	case o.status != "":
@@ -88,7 +115,6 @@ func (o *options) config(stdout, stderr io.Writer) (agent.Config, error) {
 		MaxBackoff:     o.maxBackoff,
 		Once:           o.once,
 		Logger:         log,
-		OnUp:           func(up agent.Up) { printPorts(stdout, up) },
 	}
 	for _, s := range o.forwards.values {
 		f, err := parseForward(s)

@@ -197,7 +197,7 @@ func ended(t *tunnel) bool {
 // hold waits until t ends, ctx ends, or the moment has come to leave t, which is
 // errMove. It tells of what happens in the meantime.
 func (a *Agent) hold(ctx context.Context, t *tunnel) error {
-	a.log.Info("tunnel up", "server", t.route.url.Host, "hostname", t.ready.Hostname)
+	a.log.Info("tunnel up", "server", t.route.url.Host, "hostname", t.latest().Hostname)
 	a.set(Connected, func(s *Status) { s.Tunnels++; s.Err = nil; s.Next = time.Time{} })
 	var told Up
 	var move <-chan time.Time

@@ -294,6 +294,31 @@ func TestTransferFails(t *testing.T) {
 	}
 }
 
+func TestTransferIsAnswered(t *testing.T) {
+	for _, test := range []struct {
+		status int
+		want   string // empty: nothing
+	}{
+		{401, `{"type":"refused","stream":1,"reason":"transfer socket: handshake: answered 401 unauthorized"}`},
+		{404, ""}, // the visitor has left
+	} {
+		e := startEdge(t)
+		e.transfer = refuseWith(test.status, `{"error":"unauthorized"}`)
+		start(t, mustNew(t, config(e, echo(t))))
+		tunnel := receive(t, e.tunnels)
+		tunnel.greet("25")
+		tunnel.say(`{"type":"open","stream":1,"id":"` + testID + `","port":7,"from":""}`)
+		if test.want == "" {
+			<-e.answered
+			tunnel.say(`{"type":"open","stream":2,"id":"` + testID + `","port":8,"from":""}`)
+			test.want = `{"type":"refused","stream":2,"reason":"port 8 is not forwarded"}`
+		}
+		if got := receive(t, tunnel.heard); got != test.want {
+			t.Errorf("after %d: %s", test.status, got)
+		}
+	}
+}
+
 func TestStreamsOutliveTheTunnel(t *testing.T) {
 	e := startEdge(t)
 	start(t, mustNew(t, config(e, echo(t))))

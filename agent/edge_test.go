@@ -30,6 +30,9 @@ type edge struct {
 	url string
 	// answer, if set, may answer a handshake of a control socket itself.
 	answer func(http.ResponseWriter, *http.Request) bool
+	// transfer is the same for transfer sockets, and answered gets its answers.
+	transfer func(http.ResponseWriter, *http.Request) bool
+	answered chan struct{}
 	// asked gets the requests of the first control sockets, tunnels those accepted, and
 	// transfers each transfer socket.
 	asked     chan *http.Request
@@ -75,6 +78,7 @@ type edgeTransfer struct {
 func newEdge(tb testing.TB) *edge {
 	return &edge{
 		tb:        tb,
+		answered:  make(chan struct{}, 100),
 		asked:     make(chan *http.Request, 100),
 		tunnels:   make(chan *edgeTunnel, 100),
 		transfers: make(chan *edgeTransfer, 1000),
@@ -134,6 +138,10 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if e.answer != nil && e.answer(w, r) {
 			return
 		}
+	}
+	if !control && e.transfer != nil && e.transfer(w, r) {
+		e.answered <- struct{}{}
+		return
 	}
 	s, err := socket.Accept(w, r, wire.Subprotocol, socket.LargeBuffer)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -78,8 +79,8 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
 	var refused *RefusedError
 	switch {
 	case err == nil:
-	case errors.As(err, &refused):
-		// The edge has answered: the visitor is gone, or knows.
+	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+		// The visitor has left, or has waited too long.
 		log.Debug("no transfer socket", "error", err)
 		return
 	default:

@@ -56,21 +56,21 @@ type tunnel struct {
 // hearing is a connection that remembers when it last brought something.
 type hearing struct {
 	net.Conn
-	at atomic.Pointer[time.Time]
+	began time.Time
+	at    atomic.Int64 // nanoseconds after began
 }
+
+func newHearing(c net.Conn) *hearing { return &hearing{Conn: c, began: time.Now()} }
 
 func (h *hearing) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	if n > 0 {
-		h.heard()
+		h.at.Store(int64(time.Since(h.began)))
 	}
 	return n, err
 }
 
-func (h *hearing) heard() {
-	now := time.Now()
-	h.at.Store(&now)
-}
+func (h *hearing) heard() time.Time { return h.began.Add(time.Duration(h.at.Load())) }
 
 // openTunnel makes a control socket for u and waits for `ready` on it.
 func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunnel, error) {
@@ -84,8 +84,7 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunn
 	if err != nil {
 		return nil, err
 	}
-	h := &hearing{Conn: conn}
-	h.heard()
+	h := newHearing(conn)
 	s, err := upgrade(ctx, h, u, token, socket.SmallBuffer)
 	if err != nil {
 		return nil, err
@@ -140,10 +139,14 @@ func (t *tunnel) run() error {
 
 // deadline is when the edge has been silent for too long (protocol §5.2).
 func (t *tunnel) deadline() time.Time {
+	return t.conn.heard().Add(2*time.Duration(t.latest().Heartbeat)*time.Second + 10*time.Second)
+}
+
+// latest is the `ready` in force.
+func (t *tunnel) latest() *wire.Ready {
 	t.mu.Lock()
-	silence := 2*time.Duration(t.ready.Heartbeat)*time.Second + 10*time.Second
-	t.mu.Unlock()
-	return t.conn.at.Load().Add(silence)
+	defer t.mu.Unlock()
+	return t.ready
 }
 
 // close says goodbye and waits until run has returned.
@@ -296,9 +299,7 @@ func (t *tunnel) up() (Up, bool) {
 // transfer returns the URL of the transfer socket for a stream's id, and the
 // secret for it.
 func (t *tunnel) transfer(id string) (*url.URL, string, error) {
-	t.mu.Lock()
-	ready := t.ready
-	t.mu.Unlock()
+	ready := t.latest()
 	u, err := t.transferURL(ready, id)
 	return u, ready.Secret, err
 }

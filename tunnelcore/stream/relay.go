@@ -3,11 +3,13 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -76,7 +78,8 @@ func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 
 type relay struct {
 	cancel context.CancelCauseFunc
-	half   atomic.Bool // one direction has ended
+	ending atomic.Bool // one direction is about to end
+	half   atomic.Bool // it has
 }
 
 // direction copies src to dst until src ends, and passes the end on. It calls
@@ -121,6 +124,12 @@ func (r *relay) copy(dst, src net.Conn, total *int64) error {
 				_ = src.SetReadDeadline(time.Now().Add(HalfIdle)) // as in Relay
 			}
 		case err == io.EOF:
+			// Once we have ended the other direction of src, nothing is written to it
+			// that could have taken the report of a reset.
+			if wasReset(src) && !r.ending.Load() {
+				return fmt.Errorf("read: %w", syscall.ECONNRESET)
+			}
+			r.ending.Store(true)
 			return closeWrite(dst)
 		case errors.Is(err, os.ErrDeadlineExceeded) && r.half.Load():
 			return ErrHalfIdle

@@ -242,7 +242,7 @@ func (c *Stream) CloseWrite() error {
 	return c.closeWriteLocked()
 }
 
-// closeWriteLocked wants writeMu, or to be called by linger.
+// closeWriteLocked wants writeMu, or to be called for linger.
 func (c *Stream) closeWriteLocked() error {
 	// Marked before it is sent: the peer may answer with its close frame before
 	// the write returns, and that is no abort.
@@ -300,24 +300,27 @@ func (c *Stream) linger() {
 	}
 	until := time.Now().Add(lingerTime)
 	_, _ = c.s.SetReadDeadline(until), c.s.SetWriteDeadline(until) // fails only on a closed socket
-	if c.closeWriteLocked() != nil {
-		return
-	}
+	// What we send must not wait for the peer to read while it waits for us.
+	sent := make(chan error, 1)
+	go func() { sent <- c.closeWriteLocked() }()
 	// Data instead of the peer's end means that it was not done: an abort.
 	var b [1]byte
-	if n, err := c.readLocked(b[:]); n > 0 || err != io.EOF {
+	n, err := c.readLocked(b[:])
+	if n > 0 || err != io.EOF {
+		c.s.Close()
+		<-sent
+		return
+	}
+	if <-sent != nil {
 		return
 	}
 	// Both directions have ended. Closing TCP with bytes unread would reset it,
 	// and could destroy what the peer has not read yet (protocol §6.6).
-	if c.s.WriteClose(wire.CloseNormal, "", lingerTime) != nil {
-		return
+	go func() { sent <- c.s.WriteClose(wire.CloseNormal, "", lingerTime) }()
+	for err == nil || err == io.EOF {
+		_, err = c.s.Next()
 	}
-	for {
-		if _, err := c.s.Next(); err != nil {
-			return
-		}
-	}
+	<-sent
 }
 
 // Abort closes the stream at once; the peer sees that it was not an end.

@@ -1,0 +1,498 @@
+package stream
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// What a stream puts on the wire: pieces are messages, an end is an empty one.
+func TestStreamMessages(t *testing.T) {
+	c, s := conns(t, "pipe")
+	a, peer := sockets(t, c, s)
+	stream := New(a, Options{MessageMax: 4})
+	defer stream.Abort()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if n, err := stream.Write([]byte("123456789")); n != 9 || err != nil {
+			t.Error(n, err)
+		}
+		if n, err := stream.Write(nil); n != 0 || err != nil { // no message: it would be an end
+			t.Error(n, err)
+		}
+		if n, err := stream.ReadFrom(strings.NewReader("abcdef")); n != 6 || err != nil {
+			t.Error(n, err)
+		}
+		if err := errors.Join(stream.CloseWrite(), stream.CloseWrite()); err != nil {
+			t.Error(err)
+		}
+		if _, err := stream.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write after the end: %v", err)
+		}
+	}()
+	for _, want := range []string{"1234", "5678", "9", "abcd", "ef", ""} {
+		if op, m, err := peer.ReadMessage(100); op != socket.Binary || string(m) != want || err != nil {
+			t.Errorf("op %d, %q, %v; want %q", op, m, err, want)
+		}
+	}
+	<-done
+	if received, sent := stream.Transferred(); received != 0 || sent != 15 {
+		t.Errorf("received %d, sent %d", received, sent)
+	}
+}
+
+func TestHalfClose(t *testing.T) {
+	bothWays(t, func(t *testing.T, a, b *Stream) {
+		within(t, "half close", func() {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				io.WriteString(a, "request")
+				if err := a.CloseWrite(); err != nil {
+					t.Error(err)
+				}
+			})
+			if got := readAll(b); got != (result{"request", nil}) {
+				t.Errorf("%+v", got)
+			}
+			wg.Wait()
+			wg.Go(func() {
+				io.WriteString(b, "answer")
+				b.Close()
+			})
+			if got := readAll(a); got != (result{"answer", nil}) {
+				t.Errorf("%+v", got)
+			}
+			if n, err := a.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				t.Errorf("after the end: %d, %v", n, err)
+			}
+			a.Close()
+			wg.Wait()
+			a.opts.Owner.Wait() // both let go long before lingerTime
+		})
+	})
+}
+
+// An abort is never mistaken for an end, whatever was sent before.
+func TestAbort(t *testing.T) {
+	bothWays(t, func(t *testing.T, a, b *Stream) {
+		within(t, "abort", func() {
+			got := reading(a)
+			io.WriteString(b, "not all")
+			b.Abort()
+			if r := <-got; !errors.Is(r.err, ErrAborted) || !strings.HasPrefix("not all", r.data) {
+				t.Errorf("%+v", r)
+			}
+			if _, err := a.Read(make([]byte, 1)); !errors.Is(err, ErrAborted) {
+				t.Errorf("read on: %v", err)
+			}
+			for { // until the system notices
+				if _, err := a.Write(make([]byte, 1<<10)); err != nil {
+					break
+				}
+			}
+		})
+	})
+	bothWays(t, func(t *testing.T, a, b *Stream) { // after its own end
+		within(t, "abort", func() {
+			got := reading(a)
+			if err := b.CloseWrite(); err != nil {
+				t.Error(err)
+			}
+			if r := <-got; r != (result{}) {
+				t.Errorf("%+v", r)
+			}
+			await := make(chan error, 1)
+			go func() { await <- a.awaitClose() }()
+			b.Abort()
+			if err := <-await; !errors.Is(err, ErrAborted) {
+				t.Errorf("awaitClose: %v", err)
+			}
+		})
+	})
+}
+
+// Calls under way return when the stream is closed or aborted here, and say so.
+func TestCallsUnderWay(t *testing.T) {
+	for name, end := range map[string]func(*Stream){"Close": func(s *Stream) { s.Close() }, "Abort": (*Stream).Abort} {
+		t.Run(name, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, a, b *Stream) {
+				var wg sync.WaitGroup
+				var written atomic.Int64
+				wg.Go(func() {
+					if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) || errors.Is(err, ErrAborted) {
+						t.Errorf("read: %v", err)
+					}
+				})
+				wg.Go(func() {
+					for {
+						if _, err := a.Write(make([]byte, 64<<10)); err != nil {
+							if !errors.Is(err, net.ErrClosed) || errors.Is(err, ErrAborted) {
+								t.Errorf("write: %v", err)
+							}
+							return
+						}
+						written.Add(1)
+					}
+				})
+				for last := int64(-1); last != written.Load(); { // until it blocks
+					last = written.Load()
+					time.Sleep(20 * time.Millisecond)
+				}
+				within(t, name, func() { end(a); wg.Wait() })
+				// The peer must not take what came for the whole.
+				within(t, "the peer", func() {
+					if r := readAll(b); !errors.Is(r.err, ErrAborted) {
+						t.Errorf("the peer read %d bytes and then %v", len(r.data), r.err)
+					}
+				})
+				if _, err := a.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("write after: %v", err)
+				}
+				if err := a.SetDeadline(time.Now()); !errors.Is(err, net.ErrClosed) {
+					t.Errorf("deadline after: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// Calls on a closed stream do not wait for it to stop lingering.
+func TestCallsWhileLingering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var closed atomic.Int32
+		a, b := pair(t, "pipe", Options{Closed: func(*Stream) { closed.Add(1) }})
+		a.Close()
+		if n, err := b.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Fatal(n, err)
+		}
+		synctest.Wait() // a waits for b's end
+		start := time.Now()
+		if _, err := a.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("read: %v", err)
+		}
+		if _, err := a.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("write: %v", err)
+		}
+		if err := a.CloseWrite(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("close write: %v", err)
+		}
+		if err := errors.Join(a.Close(), a.Close()); err != nil {
+			t.Errorf("close: %v", err)
+		}
+		a.Idle(0)
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v", took)
+		}
+		if closed.Load() != 0 {
+			t.Error("Closed was called while it lingers")
+		}
+		a.opts.Owner.Wait()
+		if took := time.Since(start); took != lingerTime || closed.Load() != 1 {
+			t.Errorf("lingered for %v, Closed called %d times", took, closed.Load())
+		}
+		if _, err := b.Write([]byte("x")); err == nil {
+			_, err = b.Write([]byte("x"))
+			if err == nil {
+				t.Error("the peer writes to nobody")
+			}
+		}
+	})
+}
+
+// Nothing that was sent before Close is lost, though the peer reads it later.
+func TestCloseKeepsWhatWasSent(t *testing.T) {
+	bothWays(t, func(t *testing.T, a, b *Stream) {
+		sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+		within(t, "close", func() {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				if _, err := a.Write(sent); err != nil {
+					t.Error(err)
+				}
+				a.Close()
+			})
+			got := readAll(b)
+			b.Close()
+			if got.err != nil || got.data != string(sent) {
+				t.Errorf("%d bytes, %v", len(got.data), got.err)
+			}
+			wg.Wait()
+			a.opts.Owner.Wait()
+		})
+	})
+}
+
+// Close with data of the peer unread, or coming, is an abort to it, as of TCP.
+func TestCloseWithDataUnread(t *testing.T) {
+	bothWays(t, func(t *testing.T, a, b *Stream) {
+		within(t, "close", func() {
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				for {
+					if _, err := b.Write(make([]byte, 1<<10)); err != nil {
+						if !errors.Is(err, ErrAborted) {
+							t.Errorf("write: %v", err)
+						}
+						return
+					}
+				}
+			})
+			if _, err := io.ReadFull(a, make([]byte, 1)); err != nil {
+				t.Error(err)
+			}
+			a.Close()
+			wg.Wait()
+			a.opts.Owner.Wait()
+		})
+	})
+}
+
+// Abort cuts a lingering close short.
+func TestAbortWhileLingering(t *testing.T) {
+	var closed atomic.Int32
+	a, b := pair(t, "tcp", Options{Closed: func(*Stream) { closed.Add(1) }})
+	a.Close()
+	if got := readAll(b); got != (result{}) {
+		t.Errorf("%+v", got)
+	}
+	within(t, "abort", func() {
+		a.Abort()
+		a.Abort()
+		a.opts.Owner.Wait()
+	})
+	if closed.Load() != 1 {
+		t.Errorf("Closed called %d times", closed.Load())
+	}
+}
+
+// Everything that can be called, at once.
+func TestEndingRaces(t *testing.T) {
+	for i := range 60 {
+		a, b := pair(t, transports[i%len(transports)], Options{})
+		var wg sync.WaitGroup
+		for _, s := range []*Stream{a, b} {
+			for _, f := range []func(){
+				func() { s.Close() }, func() { s.Close() }, func() { s.CloseWrite() },
+				func() { s.Read(make([]byte, 10)) }, func() { s.Write(make([]byte, 1000)) },
+				func() { s.SetDeadline(time.Now().Add(time.Hour)) }, func() { s.SetDeadline(time.Time{}) },
+				func() { s.Idle(0) }, func() { s.Transferred() },
+			} {
+				wg.Go(f)
+			}
+			if i%2 == 0 {
+				wg.Go(s.Abort)
+			}
+		}
+		within(t, "everything", func() {
+			wg.Wait()
+			a.opts.Owner.Wait()
+		})
+	}
+}
+
+// Reads resume after a deadline and lose nothing; a write that meets one breaks
+// the stream.
+func TestDeadlines(t *testing.T) {
+	bothWays(t, func(t *testing.T, a, b *Stream) {
+		want := strings.Repeat("0123456789", 10000)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for i := 0; i < len(want); i += 1000 {
+				io.WriteString(b, want[i:i+1000])
+			}
+			b.CloseWrite()
+		})
+		within(t, "reads", func() {
+			var got []byte
+			buf := make([]byte, 777)
+			for n := 0; ; n++ {
+				a.SetReadDeadline(time.Now().Add(time.Duration(n%3) * 50 * time.Microsecond))
+				n, err := a.Read(buf)
+				got = append(got, buf[:n]...)
+				if err == io.EOF {
+					break
+				}
+				if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%v", err)
+					break
+				}
+			}
+			if string(got) != want {
+				t.Errorf("%d bytes, not those that were sent", len(got))
+			}
+			wg.Wait()
+		})
+		got := reading(b)
+		a.SetWriteDeadline(time.Now().Add(-time.Second))
+		if _, err := a.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write: %v", err)
+		}
+		a.Close()
+		within(t, "the peer", func() {
+			if r := <-got; !errors.Is(r.err, ErrAborted) {
+				t.Errorf("the peer read %+v", r)
+			}
+		})
+	})
+}
+
+// A peer that breaks the protocol is told, and nothing is read after it.
+func TestMalformed(t *testing.T) {
+	for name, send := range map[string]func(*socket.Socket) error{
+		"text": func(p *socket.Socket) error {
+			return errors.Join(p.WriteMessage(socket.Text, []byte("{}")), p.WriteMessage(socket.Binary, []byte("more")))
+		},
+		"data after the end": func(p *socket.Socket) error {
+			return errors.Join(p.WriteMessage(socket.Binary, nil), p.WriteMessage(socket.Binary, []byte("more")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, s := conns(t, "tcp")
+			a, peer := sockets(t, c, s)
+			stream := New(a, Options{})
+			defer stream.Abort()
+			defer peer.Close()
+			if err := send(peer); err != nil {
+				t.Fatal(err)
+			}
+			within(t, "read", func() {
+				r := readAll(stream)
+				if r.err == nil {
+					r.err = stream.awaitClose()
+				}
+				if r.data != "" || !errors.Is(r.err, ErrAborted) {
+					t.Errorf("%+v", r)
+				}
+				if n, err := stream.Read(make([]byte, 10)); n != 0 || !errors.Is(err, ErrAborted) {
+					t.Errorf("read on: %d, %v", n, err)
+				}
+				var end *socket.CloseError
+				if _, err := peer.Next(); !errors.As(err, &end) || end.Code != wire.CloseMalformed {
+					t.Errorf("the peer was told %v", err)
+				}
+			})
+		})
+	}
+}
+
+// The peer may close as soon as it has our end, before our call returns: that is
+// no abort.
+func TestCloseRightAfterTheEnd(t *testing.T) {
+	c, s := conns(t, "pipe")
+	slow := &late{Conn: c}
+	a, peer := sockets(t, slow, s)
+	stream := New(a, Options{})
+	defer stream.Abort()
+	within(t, "ends", func() {
+		var wg sync.WaitGroup
+		wg.Go(func() { peer.WriteMessage(socket.Binary, nil) })
+		if got := readAll(stream); got != (result{}) {
+			t.Errorf("%+v", got)
+		}
+		wg.Wait()
+		await := make(chan error, 1)
+		go func() { await <- stream.awaitClose() }()
+		ended := make(chan error, 1)
+		hold := make(chan struct{})
+		slow.hold.Store(&hold)
+		go func() { ended <- stream.CloseWrite() }()
+		if _, m, err := peer.ReadMessage(10); len(m) != 0 || err != nil {
+			t.Errorf("%q, %v", m, err)
+		}
+		peer.Close()
+		if err := <-await; err != nil {
+			t.Errorf("awaitClose: %v", err)
+		}
+		close(hold)
+		if err := <-ended; err != nil {
+			t.Errorf("CloseWrite: %v", err)
+		}
+	})
+}
+
+// late is a connection of which one write returns late.
+type late struct {
+	net.Conn
+	hold atomic.Pointer[chan struct{}]
+}
+
+func (l *late) Write(p []byte) (int, error) {
+	n, err := l.Conn.Write(p)
+	if hold := l.hold.Swap(nil); hold != nil {
+		<-*hold
+	}
+	return n, err
+}
+
+// A read deadline that is over does not make awaitClose spin, nor an abort.
+func TestAwaitCloseIgnoresDeadlines(t *testing.T) {
+	a, b := pair(t, "tcp", Options{})
+	if err := b.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(a); got != (result{}) {
+		t.Fatalf("%+v", got)
+	}
+	a.SetReadDeadline(time.Unix(1, 0))
+	await := make(chan error, 1)
+	go func() { await <- a.awaitClose() }()
+	select {
+	case err := <-await:
+		t.Fatalf("%v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	within(t, "close", func() {
+		a.Close()
+		if err := <-await; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Idle pings only when nothing moved.
+func TestIdle(t *testing.T) {
+	c, s := conns(t, "tcp")
+	a, peer := sockets(t, c, s)
+	stream := New(a, Options{})
+	defer stream.Abort()
+	defer peer.Close()
+	io.WriteString(stream, "x")
+	last := stream.Idle(0)
+	if last != 1 {
+		t.Errorf("moved %d", last)
+	}
+	if _, _, err := peer.ReadMessage(10); err != nil {
+		t.Fatal(err)
+	}
+	heard := peer.Heard()
+	if again := stream.Idle(last); again != last {
+		t.Errorf("moved %d", again)
+	}
+	go peer.Next()
+	within(t, "ping", func() {
+		for peer.Heard() == heard {
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+func TestAddrs(t *testing.T) {
+	a, _ := pair(t, "tcp", Options{})
+	visitor := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}
+	named := New(a.s, Options{Remote: visitor})
+	if a.RemoteAddr().String() == a.LocalAddr().String() || named.RemoteAddr() != visitor {
+		t.Errorf("%v %v %v", a.LocalAddr(), a.RemoteAddr(), named.RemoteAddr())
+	}
+}

@@ -119,14 +119,14 @@ func (d *dialer) route(u *url.URL) (route, error) {
 // connect makes a connection along r, up to TLS. keepAlive as of net.Dialer.
 func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration) (net.Conn, error) {
 	addr := hostPort(r.url)
-	first := addr
+	first, name := addr, "tcp"
 	switch {
 	case r.proxy != nil:
-		first = hostPort(r.proxy)
+		first, name = hostPort(r.proxy), "proxy" // else the proxy's fault reads like the edge's
 	case r.addr != "":
 		first = r.addr
 	}
-	conn, err := hop(ctx, "tcp", tcpTimeout, func(ctx context.Context) (net.Conn, error) {
+	conn, err := hop(ctx, name, tcpTimeout, func(ctx context.Context) (net.Conn, error) {
 		return d.tcp(ctx, keepAlive, first)
 	})
 	if err != nil {

@@ -208,6 +208,16 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+func TestProxyUnreachable(t *testing.T) {
+	c := Config{Servers: []string{"wss://edge.example.com"}, Device: "cam-17", Forwards: []Forward{echo(t)}, Once: true}
+	c.Proxy = func(*url.URL) (*url.URL, error) { return url.Parse("http://127.0.0.1:1") }
+	err := mustNew(t, c).Run(t.Context())
+	var hop *HopError
+	if !errors.As(err, &hop) || hop.Hop != "proxy" || !strings.HasPrefix(err.Error(), "edge.example.com: proxy: dial tcp 127.0.0.1:1:") {
+		t.Errorf("Run: %v", err)
+	}
+}
+
 // A name that is loopback by its looks may lead elsewhere.
 func TestPlaintextStaysOnLoopback(t *testing.T) {
 	c := config(nil, echo(t))

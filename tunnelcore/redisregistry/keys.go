@@ -1,0 +1,66 @@
+package redisregistry
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// keys names the keys of the schema. What stands in braces decides the slot in a
+// cluster; every script touches one.
+type keys struct{ prefix string }
+
+func (k keys) device(id string) string   { return k.prefix + "device:{" + id + "}" }
+func (k keys) lease(label string) string { return k.prefix + "lease:{" + label + "}" }
+func (k keys) node(id string) string     { return k.prefix + "node:{" + id + "}" }
+func (k keys) nodes() string             { return k.prefix + "nodes" }
+func (k keys) devices() string           { return k.prefix + "devices" }
+func (k keys) ports() string             { return k.prefix + "{ports}" }
+func (k keys) portDevices() string       { return k.prefix + "{ports}:device" }
+func (k keys) portOp(op string) string   { return k.prefix + "{ports}:op:" + op }
+
+// checkPrefix refuses a prefix that would move keys to other slots.
+func checkPrefix(prefix string) error {
+	if strings.ContainsAny(prefix, "{}") {
+		return fmt.Errorf("key prefix %q: braces are cluster hash tags and not allowed in it", prefix)
+	}
+	return nil
+}
+
+// encodePorts writes ports as the field of a device: "22=40000,80=40001", in the
+// order of the device's ports.
+func encodePorts(ports map[uint16]uint16) string {
+	var b strings.Builder
+	for _, port := range slices.Sorted(maps.Keys(ports)) {
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%d=%d", port, ports[port])
+	}
+	return b.String()
+}
+
+// decodePorts reads what encodePorts has written; nil when there are none.
+func decodePorts(text string) (map[uint16]uint16, error) {
+	if text == "" {
+		return nil, nil
+	}
+	ports := map[uint16]uint16{}
+	for pair := range strings.SplitSeq(text, ",") {
+		port, public, ok := strings.Cut(pair, "=")
+		p, err := strconv.ParseUint(port, 10, 16)
+		q, err2 := strconv.ParseUint(public, 10, 16)
+		if !ok || err != nil || err2 != nil {
+			return nil, fmt.Errorf("ports %q: want PORT=PUBLIC, separated by commas", text)
+		}
+		ports[uint16(p)] = uint16(q)
+	}
+	return ports, nil
+}
+
+// portOwner is what a public port belongs to: a port of a device.
+func portOwner(device string, port uint16) string {
+	return device + ":" + strconv.Itoa(int(port))
+}

@@ -1,0 +1,141 @@
+package redisregistry
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+)
+
+const (
+	// keepNodes is how long a node that is gone stays in the list of nodes.
+	keepNodes = 24 * time.Hour
+	// sweepEvery is after how many heartbeats some of the list of devices is looked
+	// through, and sweepSize how many: 64 a minute.
+	sweepEvery = 20
+	sweepSize  = 64
+)
+
+// Beat implements registry.Registry. It also looks whether Redis has lost data
+// since the last time.
+func (r *Registry) Beat(ctx context.Context, n registry.Node) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := cmp.Or(checkName("node id", n.ID), checkName("node epoch", n.Epoch)); err != nil {
+		return err
+	}
+	_, err := call(ctx, r, "heartbeat", func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, r.beat(ctx, n)
+	})
+	return err
+}
+
+func (r *Registry) beat(ctx context.Context, n registry.Node) error {
+	draining := 0
+	if n.Draining {
+		draining = 1
+	}
+	sent := time.Now()
+	b := r.batch(ctx)
+	beat := b.script(beatScript, []string{r.keys.node(n.ID)},
+		n.Epoch, r.nodeTTL.Milliseconds(), n.URL, n.Internal, n.Clients, n.Capacity, draining, r.watch.restoredTo())
+	enlisted := b.script(enlistScript, []string{r.keys.nodes()},
+		n.ID, r.nodeTTL.Milliseconds(), keepNodes.Milliseconds())
+	if err := b.run(); err != nil {
+		return err
+	}
+	p, q := beat.reply(), enlisted.reply()
+	was := p.number(0)
+	var ids []string
+	for i := range q.list {
+		ids = append(ids, q.text(i))
+	}
+	if err := firstError(p.err, q.err); err != nil {
+		return err
+	}
+	if was == 0 {
+		r.watch.left(n.NodeRef)
+		return registry.ErrNodeLive
+	}
+	// What is found out here makes no heartbeat fail: nobody could do better with
+	// it than look again the next time.
+	if err := r.look(ctx); err != nil && ctx.Err() == nil {
+		r.log.Debug("redis does not tell its state", "error", err)
+	}
+	count := r.watch.beat(r, n, sent, was == 2, ids)
+	if count%sweepEvery == 0 {
+		if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
+			r.log.Debug("the list of devices was not swept", "error", err)
+		}
+	}
+	return nil
+}
+
+// sweep takes devices without a lease out of some of the list of devices, going
+// on where it left off.
+func (r *Registry) sweep(ctx context.Context) error {
+	ids, err := r.deviceIDs(ctx, r.watch.sweptTo(), sweepSize)
+	if err != nil {
+		return err
+	}
+	_, err = r.known(ctx, ids)
+	next := ""
+	if len(ids) == sweepSize {
+		next = ids[sweepSize-1]
+	}
+	r.watch.swept(next)
+	return err
+}
+
+// Leave implements registry.Registry.
+func (r *Registry) Leave(ctx context.Context, n registry.NodeRef) error {
+	_, err := call(ctx, r, "leave", func(ctx context.Context) (struct{}, error) {
+		p := r.run(ctx, leaveScript, []string{r.keys.node(n.ID)}, n.Epoch)
+		if p.number(0) == 0 {
+			return struct{}{}, p.err
+		}
+		r.watch.left(n)
+		return struct{}{}, r.c.ZRem(ctx, r.keys.nodes(), n.ID).Err()
+	})
+	return err
+}
+
+// Nodes implements registry.Registry.
+func (r *Registry) Nodes(ctx context.Context) ([]registry.Node, error) {
+	return call(ctx, r, "list nodes", func(ctx context.Context) ([]registry.Node, error) {
+		ids, err := r.c.ZRange(ctx, r.keys.nodes(), 0, -1).Result()
+		if err != nil {
+			return nil, err
+		}
+		slices.Sort(ids)
+		b := r.batch(ctx)
+		read := make([]*redis.SliceCmd, len(ids))
+		for i, id := range ids {
+			read[i] = b.pipe.HMGet(ctx, r.keys.node(id), "epoch", "url", "internal", "clients", "capacity", "draining")
+		}
+		if err := b.run(); err != nil {
+			return nil, err
+		}
+		var nodes []registry.Node
+		for i, id := range ids {
+			p := reply{list: read[i].Val()}
+			n := registry.Node{
+				NodeRef: registry.NodeRef{ID: id, Epoch: p.text(0)}, URL: p.text(1), Internal: p.text(2),
+				Clients: int(p.number(3)), Capacity: int(p.number(4)), Draining: p.text(5) == strconv.Itoa(1),
+			}
+			if p.err != nil {
+				return nil, p.err
+			}
+			if n.Epoch != "" {
+				nodes = append(nodes, n)
+			}
+		}
+		return nodes, nil
+	})
+}

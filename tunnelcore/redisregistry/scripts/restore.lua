@@ -1,0 +1,36 @@
+-- restore writes again what a live tunnel holds, after Redis has lost data.
+-- KEYS: device:{DEVICE}
+-- ARGV: gen, tunnel, instance, node, epoch, label, live_ms, tail_ms, ports,
+--       window_ms, token, commit (as in claim)
+-- Reply: ok; or lost: a newer tunnel was here, or this one was released; or label:
+-- reserve it, and call again with the token as commit.
+local key = KEYS[1]
+local mine, tunnel, label = tonumber(ARGV[1]), ARGV[2], ARGV[6]
+local live, tail, window = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[10])
+local token, commit = ARGV[11], ARGV[12]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local r = redis.call('HMGET', key, 'label', 'until_ms', 'gen', 'tunnel', 'pend', 'pend_label', 'pend_ms')
+local gen = tonumber(r[3] or 0)
+if gen > mine or (gen == mine and r[4] ~= tunnel) then
+    return 'lost'
+end
+if r[1] ~= label or tonumber(r[2] or 0) <= now then
+    local reserved = commit ~= '' and r[5] == commit and r[6] == label and tonumber(r[7]) > now
+    if not reserved then
+        redis.call('HSET', key, 'pend', token, 'pend_label', label, 'pend_ms', now + window)
+        if redis.call('PTTL', key) < window then
+            redis.call('PEXPIRE', key, window)
+        end
+        return 'label'
+    end
+end
+redis.call('DEL', key)
+redis.call('HSET', key, 'label', label, 'gen', ARGV[1], 'node', ARGV[4], 'epoch', ARGV[5], 'tunnel', tunnel,
+    'instance', ARGV[3], 'until_ms', now + live, 'seen_ms', now)
+if ARGV[9] ~= '' then
+    redis.call('HSET', key, 'ports', ARGV[9])
+end
+redis.call('PEXPIRE', key, live + tail)
+return 'ok'

@@ -1,0 +1,360 @@
+package redisregistry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+)
+
+// A server is what a Redis master says of itself. Data may have been lost when
+// the process is another one than before, when it begins a new history, or when
+// its history has become shorter.
+type server struct {
+	replication string
+	offset      int64
+}
+
+// watch finds out that Redis has lost data: restarted empty or with an old dump,
+// flushed, or failed over to a replica that was behind.
+type watch struct {
+	settle time.Duration
+	lost   chan struct{} // a token: somebody should call Restore
+	// looking holds a token while a look is under way. They go one by one: what
+	// they see is compared with what the one before has seen.
+	looking chan struct{}
+
+	mu      sync.Mutex        // guards what follows
+	looked  time.Time         // when the last look that succeeded began
+	servers map[string]server // by run id; nil until Redis was first seen
+	state   string            // identifies servers; equal for all nodes that see the same
+	// restored is the state for which everything that is held here is known to be
+	// in Redis. Other nodes read it in the node's key.
+	restored string
+	// pending: data was lost, and Restore has not succeeded since.
+	pending bool
+	// Until settled nothing new is leased, unless after earliest the nodes of
+	// waiting all say that they have restored.
+	settled  time.Time
+	earliest time.Time
+	waiting  []string
+	peers   []string // nodes that were live at the last heartbeat
+
+	beaten    map[registry.NodeRef]beaten
+	beats     int
+	sweptUpTo string
+}
+
+// beaten is the last heartbeat of a node of this process.
+type beaten struct {
+	sent     time.Time
+	internal string
+}
+
+func newWatch(settle time.Duration) *watch {
+	return &watch{
+		settle: settle, lost: make(chan struct{}, 1), looking: make(chan struct{}, 1),
+		beaten: map[registry.NodeRef]beaten{},
+	}
+}
+
+// signal asks for Restore.
+func (w *watch) signal() {
+	select {
+	case w.lost <- struct{}{}:
+	default: // asked already
+	}
+}
+
+// restoredTo is what the node's key says of restoring.
+func (w *watch) restoredTo() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.restored
+}
+
+// internal returns where routers reach a node of this process; empty for others.
+func (w *watch) internal(n registry.NodeRef) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.beaten[n].internal
+}
+
+// left forgets a node that has left, or lost its id.
+func (w *watch) left(n registry.NodeRef) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.beaten, n)
+}
+
+func (w *watch) sweptTo() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sweptUpTo
+}
+
+func (w *watch) swept(to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.sweptUpTo = to
+}
+
+// beat notes a heartbeat that was accepted. The node's key was missing: then it
+// was silent for too long, or the key was lost. It returns how many there were.
+func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool, live []string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last, again := w.beaten[n.NodeRef]
+	w.beaten[n.NodeRef] = beaten{sent: sent, internal: n.Internal}
+	for ref := range w.beaten {
+		if ref.ID == n.ID && ref.Epoch != n.Epoch {
+			delete(w.beaten, ref)
+		}
+	}
+	if again && missing {
+		// The key lasts from when the last heartbeat arrived, which was after it was sent.
+		if sent.Sub(last.sent) < r.nodeTTL*9/10 {
+			w.flushedLocked(r)
+		} else {
+			w.signal() // others may have taken what is held here
+		}
+	}
+	w.peers = live
+	w.beats++
+	return w.beats
+}
+
+// lostLocked notes that data was lost. The caller holds mu.
+func (w *watch) lostLocked(r *Registry, why string) {
+	w.pending = true
+	w.settled = time.Now().Add(w.settle)
+	w.waiting = slices.DeleteFunc(slices.Clone(w.peers), func(id string) bool {
+		for ref := range w.beaten {
+			if ref.ID == id {
+				return true
+			}
+		}
+		return false
+	})
+	w.signal()
+	r.log.Warn("redis may have lost data: what is held is written again", "why", why)
+}
+
+// flushedLocked notes that the node's key is missing. The servers are the same, so
+// that other nodes, which find it out by their next heartbeat, do not show when
+// they have restored: they get the time for it. The caller holds mu.
+func (w *watch) flushedLocked(r *Registry) {
+	w.lostLocked(r, "the node's key is missing")
+	if len(w.waiting) > 0 {
+		w.earliest = time.Now().Add(min(w.settle, 2*registry.NodeHeartbeat))
+	}
+}
+
+// look asks each master who it is, unless somebody else does so meanwhile.
+func (r *Registry) look(ctx context.Context) error {
+	w, asked := r.watch, time.Now()
+	select {
+	case w.looking <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-w.looking }()
+	w.mu.Lock()
+	done := w.looked.After(asked)
+	w.mu.Unlock()
+	if done {
+		return nil
+	}
+	began := time.Now()
+	servers, err := r.masters(ctx)
+	if err == nil && len(servers) > 0 {
+		w.saw(r, servers, began)
+	}
+	return err
+}
+
+// masters asks each master who it is.
+func (r *Registry) masters(ctx context.Context) (map[string]server, error) {
+	var mu sync.Mutex // masters are asked at the same time
+	servers := map[string]server{}
+	err := r.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		info, err := c.Info(ctx, "server", "replication").Result()
+		if err != nil {
+			return err
+		}
+		fields := infoFields(info)
+		if fields["role"] != "master" {
+			return nil // the client will find out
+		}
+		offset, err := strconv.ParseInt(fields["master_repl_offset"], 10, 64)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		servers[fields["run_id"]] = server{fields["master_replid"], offset}
+		return nil
+	})
+	return servers, err
+}
+
+// saw compares the masters with those that were there the last time.
+func (w *watch) saw(r *Registry, servers map[string]server, began time.Time) {
+	sum := sha256.Sum256([]byte(strings.Join(slices.Sorted(maps.Keys(servers)), " ")))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	before := w.servers
+	w.looked, w.servers, w.state = began, servers, hex.EncodeToString(sum[:8])
+	if before == nil {
+		w.restored = w.state // nothing was held before Redis was first seen
+		return
+	}
+	for id, now := range servers {
+		switch was, known := before[id]; {
+		case !known:
+			w.lostLocked(r, "another server process")
+			return
+		case was.replication != now.replication:
+			w.lostLocked(r, "another replication id")
+			return
+		case now.offset < was.offset:
+			w.lostLocked(r, "a smaller replication offset")
+			return
+		}
+	}
+}
+
+// eachMaster calls f for each master of a cluster, or for the one server.
+func (r *Registry) eachMaster(ctx context.Context, f func(context.Context, *redis.Client) error) error {
+	if c, ok := r.c.(*redis.ClusterClient); ok {
+		return c.ForEachMaster(ctx, f)
+	}
+	return f(ctx, r.c.(*redis.Client)) // what connect makes otherwise
+}
+
+// infoFields reads the lines of INFO.
+func infoFields(info string) map[string]string {
+	fields := map[string]string{}
+	for line := range strings.Lines(info) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			fields[key] = value
+		}
+	}
+	return fields
+}
+
+// hasLostData says whether Redis has lost data that Restore has not yet written again.
+func (r *Registry) hasLostData(ctx context.Context) (bool, error) {
+	if err := r.look(ctx); err != nil {
+		return false, err
+	}
+	if err := r.lookForNodes(ctx); err != nil {
+		return false, err
+	}
+	r.watch.mu.Lock()
+	defer r.watch.mu.Unlock()
+	return r.watch.pending, nil
+}
+
+// lookForNodes looks whether keys of nodes of this process are missing although
+// they have not had the time to end.
+func (r *Registry) lookForNodes(ctx context.Context) error {
+	w := r.watch
+	began := time.Now()
+	b := r.batch(ctx)
+	epochs := map[registry.NodeRef]*redis.StringCmd{}
+	w.mu.Lock()
+	for ref, last := range w.beaten {
+		if began.Sub(last.sent) < r.nodeTTL/2 {
+			epochs[ref] = b.pipe.HGet(ctx, r.keys.node(ref.ID), "epoch")
+		}
+	}
+	w.mu.Unlock()
+	if err := b.run(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ref, epoch := range epochs {
+		last, still := w.beaten[ref] // it may have left meanwhile
+		if epoch.Err() == redis.Nil && still && time.Since(last.sent) < r.nodeTTL*9/10 && !w.pending {
+			w.flushedLocked(r)
+		}
+	}
+	return nil
+}
+
+// mayLease says whether labels and ports may be handed out that nobody is known
+// to have. After a loss of data, others may have them: nodes that have not written
+// yet what they hold.
+//
+// It is asked after the device was found without a lease: the data that was looked
+// at then is of the servers that are seen now, since servers do not come back.
+func (r *Registry) mayLease(ctx context.Context) error {
+	pending, err := r.hasLostData(ctx)
+	if err != nil {
+		return err
+	}
+	w := r.watch
+	w.mu.Lock()
+	now := time.Now()
+	settled, early := !now.Before(w.settled), now.Before(w.earliest)
+	waiting, state := slices.Clone(w.waiting), w.state
+	w.mu.Unlock()
+	if settled {
+		return nil // also when nobody here restores anything
+	}
+	if pending || early {
+		return errRestoring
+	}
+	b := r.batch(ctx)
+	restored := make([]*redis.StringCmd, len(waiting))
+	for i, id := range waiting {
+		restored[i] = b.pipe.HGet(ctx, r.keys.node(id), "restored")
+	}
+	if err := b.run(); err != nil {
+		return err
+	}
+	for _, cmd := range restored {
+		if cmd.Val() != state {
+			return errRestoring
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state == state && !w.pending {
+		w.settled = time.Time{}
+	}
+	return nil
+}
+
+// missing says whether h, although by holds its device, may just have been lost
+// from Redis: by is older. A younger generation, or the same one by another
+// tunnel, is proof that it has been replaced or released.
+func missing(h registry.Holder, by string) bool {
+	gen, err := strconv.ParseInt(by, 10, 64)
+	return err == nil && gen < h.Generation
+}
+
+// lostError is registry.ErrLost, unless it may be Redis that has lost h.
+func (r *Registry) lostError(ctx context.Context, h registry.Holder, by string) error {
+	if missing(h, by) {
+		lost, err := r.hasLostData(ctx)
+		if err != nil {
+			return err
+		}
+		if lost {
+			return errRestoring
+		}
+	}
+	return registry.ErrLost
+}

@@ -15,7 +15,7 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-go build build-demo lint fuzz bench dist clean
+.PHONY: help demo test test-go build lint fuzz bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,7 +23,10 @@ help: ## list the targets
 	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo; FUZZTIME=$(FUZZTIME) is per fuzz target, BENCHTIME=$(BENCHTIME) per"
 	@echo "  measurement; GO=/path/to/go names the Go."
 
-demo: build-demo ## build, then run an edge and a device on loopback; Ctrl-C ends both
+demo: ## build, then run an edge and a device on loopback; Ctrl-C ends both
+	@$(BUILD) -o bin/demo ./internal/demo
+	@bin/demo -port "$(DEMO_PORT)" -check
+	@$(MAKE) --no-print-directory build
 	@bin/demo -port "$(DEMO_PORT)" -bin bin
 
 test: ## everything: linters, all tests with -race, end-to-end tests (Debian or Ubuntu, root or sudo)
@@ -37,9 +40,6 @@ build: ## bin/caddy, bin/iottunnel-agent, bin/thermometer
 	@$(BUILD) -o bin/caddy ./caddymodule/cmd/caddy
 	@$(BUILD) -o bin/iottunnel-agent ./agent/cmd/iottunnel-agent
 	@$(BUILD) -o bin/thermometer ./examples/thermometer
-
-build-demo: build
-	@$(BUILD) -o bin/demo ./internal/demo
 
 lint: ## vet, gofmt, staticcheck, shellcheck
 	@scripts/lint

@@ -93,13 +93,7 @@ type stage struct {
 // online; it returns the device's URL.
 func play(t *testing.T, bin, data string) (s *stage, url string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	l.Close()
-
+	port := freePort(t)
 	in, enter := io.Pipe()
 	read, out := io.Pipe()
 	ctx, stop := context.WithCancel(context.Background())
@@ -126,6 +120,17 @@ func play(t *testing.T, bin, data string) (s *stage, url string) {
 	url = strings.TrimSpace(s.line(t, "    http://"))
 	s.line(t, "Ctrl-C")
 	return s, url
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
 }
 
 // line waits for a line that holds text.
@@ -294,8 +299,16 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
+func TestPortThatIsNone(t *testing.T) {
+	for _, port := range []string{"", "0", "65536", "http", "../8080"} {
+		if _, err := freeLoopback(port); err == nil || !strings.Contains(err.Error(), "DEMO_PORT") {
+			t.Errorf("port %q: %v", port, err)
+		}
+	}
+}
+
 func TestMissingProgram(t *testing.T) {
-	err := run(t.Context(), options{port: "0", bin: t.TempDir(), data: t.TempDir(), in: strings.NewReader(""), out: io.Discard})
+	err := run(t.Context(), options{port: freePort(t), bin: t.TempDir(), data: t.TempDir(), in: strings.NewReader(""), out: io.Discard})
 	if err == nil || !strings.Contains(err.Error(), "caddy") {
 		t.Errorf("the demo without programs ends with %v", err)
 	}

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,13 +45,19 @@ func main() {
 	flag.StringVar(&o.port, "port", "8080", "TCP `port` to listen on, on loopback only")
 	flag.StringVar(&o.bin, "bin", "bin", "`folder` of the built programs")
 	flag.StringVar(&o.data, "data", ".demo", "`folder` for configuration, names and logs")
+	check := flag.Bool("check", false, "only say whether the port can be used")
 	flag.Parse()
 
 	// SIGTTIN would stop a demo in the background that reads the terminal.
 	signal.Ignore(syscall.SIGTTIN)
 	ctx, stop := signal.NotifyContext(context.Background(),
 		syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
-	err := run(ctx, o)
+	var err error
+	if *check {
+		_, err = freeLoopback(o.port)
+	} else {
+		err = run(ctx, o)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
@@ -98,6 +105,10 @@ func interrupted(ctx context.Context, err error) error {
 // Caddy itself would share a port with another Caddy of the same user, and the
 // two would answer in turn: so it is tried here, without sharing.
 func freeLoopback(port string) ([]string, error) {
+	number, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || number == 0 {
+		return nil, fmt.Errorf("DEMO_PORT is %q, which is not a port between 1 and 65535", port)
+	}
 	var hosts []string
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		l, err := net.Listen("tcp", net.JoinHostPort(host, port))
@@ -106,11 +117,11 @@ func freeLoopback(port string) ([]string, error) {
 			l.Close()
 			hosts = append(hosts, host)
 		case errors.Is(err, syscall.EADDRINUSE):
-			return nil, fmt.Errorf("port %s is in use on %s. Choose another: make demo DEMO_PORT=8081", port, host)
+			return nil, fmt.Errorf("port %s is in use on %s. Choose another: make demo DEMO_PORT=%d", port, host, max(1024, (number+1)%65536))
 		case errors.Is(err, syscall.EACCES):
 			return nil, fmt.Errorf("this user may not listen on port %s. Choose one above 1023: make demo DEMO_PORT=8080", port)
 		case host == "127.0.0.1":
-			return nil, fmt.Errorf("cannot listen on port %s (DEMO_PORT): %w", port, err)
+			return nil, fmt.Errorf("port %s (DEMO_PORT): %w", port, err)
 		} // a system without IPv6 is served on IPv4 alone
 	}
 	return hosts, nil

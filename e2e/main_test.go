@@ -19,10 +19,11 @@ var heavy = os.Getenv("IOTTUNNEL_HEAVY") == "1"
 // notOn says which cases a face cannot run, and why: case, then face. The run
 // prints what it left out; there is no other way to leave a case out.
 var notOn = map[string]map[string]string{
-	"TestHTTP3":          {"plain": "HTTP/3 is always encrypted"},
-	"TestHTTP2Cleartext": {"tls": "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does"},
-	"TestHTTP2":          {"plain": "has no ALPN; TestHTTP2Cleartext covers it"},
-	"TestNextHandler":    {"tls": "agents and devices have sites of their own there: no handler follows"},
+	"TestHTTP3":           {"plain": "HTTP/3 is always encrypted"},
+	"TestHTTP2Cleartext":  {"tls": "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does"},
+	"TestHTTP2":           {"plain": "has no ALPN; TestHTTP2Cleartext covers it"},
+	"TestInspectingProxy": {"plain": "has no TLS to look into"},
+	"TestNextHandler":     {"tls": "agents and devices have sites of their own there: no handler follows"},
 }
 
 // results is what became of each case on each face.

@@ -91,7 +91,12 @@ type Setup struct {
 	TCPPorts  int      // how many public ports; 0: the option is not written
 	TCPAllow  string   // who may connect to them; empty: everybody
 	Without   []string // devices whose tokens are taken away
+	Host      *Host    // where the edge runs; nil: here, on loopback
 }
+
+// HostedName is a name for which an edge with TLS has a certificate where it runs
+// on a Host, beside the one for its address.
+const HostedName = "edge.test"
 
 // Device is a device that the edge's `auth static` knows.
 type Device struct{ ID, Token string }

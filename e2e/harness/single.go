@@ -97,7 +97,23 @@ func (e *edge) URL(hostname, path string) string {
 	return fmt.Sprintf("%s://%s:%d%s", e.scheme(), hostname, e.port, path)
 }
 
-func (e *edge) VisitorAddr() string { return "127.0.0.1:" + strconv.Itoa(e.port) }
+func (e *edge) VisitorAddr() string { return net.JoinHostPort(e.address(), strconv.Itoa(e.port)) }
+
+// address is where the edge listens.
+func (e *edge) address() string {
+	if e.setup.Host != nil {
+		return e.setup.Host.Addr
+	}
+	return "127.0.0.1"
+}
+
+// connect opens a connection from where the edge runs.
+func (e *edge) connect(ctx context.Context) (net.Conn, error) {
+	if e.setup.Host != nil {
+		return e.setup.Host.Dial(ctx, e.VisitorAddr())
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", e.VisitorAddr())
+}
 
 func (e *edge) TCPPorts() (first, last int) { return e.ranges[0], e.ranges[1] }
 
@@ -119,18 +135,26 @@ func (e *edge) DialAgent(ctx context.Context) (net.Conn, string, error) {
 }
 
 func (e *edge) dial(ctx context.Context, name string) (net.Conn, error) {
-	if !e.kind.tls {
-		return new(net.Dialer).DialContext(ctx, "tcp", e.VisitorAddr())
+	c, err := e.connect(ctx)
+	if err != nil || !e.kind.tls {
+		return c, err
 	}
-	d := tls.Dialer{Config: &tls.Config{RootCAs: e.ca, ServerName: name, NextProtos: []string{"http/1.1"}}}
-	return d.DialContext(ctx, "tcp", e.VisitorAddr())
+	secure := tls.Client(c, &tls.Config{RootCAs: e.ca, ServerName: name, NextProtos: []string{"http/1.1"}})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return secure, nil
 }
 
 func (e *edge) Servers() []string {
-	if e.kind.tls {
+	switch {
+	case e.kind.tls && e.setup.Host == nil:
 		return []string{fmt.Sprintf("wss://localhost:%d", e.port)}
+	case e.kind.tls:
+		return []string{"wss://" + e.VisitorAddr()}
 	}
-	return []string{fmt.Sprintf("ws://127.0.0.1:%d", e.port)}
+	return []string{"ws://" + e.VisitorAddr()}
 }
 
 func (e *edge) CAFile() string {
@@ -176,11 +200,14 @@ func (e *edge) caddyfile() string {
 	}
 	tunnel := []string{"domain " + e.Domain(), "auth static {", "\tfile " + e.devicesFile(), "}"}
 	if e.setup.TCPPorts > 0 {
-		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind 127.0.0.1", "\thost 127.0.0.1")
+		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind "+e.address(), "\thost "+e.address())
 		if e.setup.TCPAllow != "" {
 			tunnel = append(tunnel, "\tallow "+e.setup.TCPAllow)
 		}
 		tunnel = append(tunnel, "}")
+	}
+	if e.setup.Host != nil && !e.kind.tls {
+		tunnel = append(tunnel, "allow_plaintext")
 	}
 	tunnel = append(tunnel, "limits {")
 	for name, line := range map[string]string{ // one address plays everybody
@@ -198,7 +225,7 @@ func (e *edge) caddyfile() string {
 	block("\t", "iottunnel", append(tunnel, e.setup.Tunnel...))
 	b.WriteString("}\n\n")
 
-	site := []string{"bind 127.0.0.1"}
+	site := []string{"bind " + e.address()}
 	if e.setup.AccessLog {
 		site = append(site, "log")
 	}
@@ -212,7 +239,11 @@ func (e *edge) caddyfile() string {
 		block("", fmt.Sprintf("http://:%d", e.port), append(site, "route {", "\tiottunnel", "\trespond \"the operator's own site\"", "}"))
 		return b.String()
 	}
-	block("", fmt.Sprintf("https://localhost:%d", e.port), []string{"bind 127.0.0.1", "iottunnel agents"})
+	agents := fmt.Sprintf("https://localhost:%d", e.port)
+	if e.setup.Host != nil {
+		agents += fmt.Sprintf(", https://%s, https://%s:%d", e.VisitorAddr(), HostedName, e.port)
+	}
+	block("", agents, []string{"bind " + e.address(), "iottunnel agents"})
 	block("", fmt.Sprintf("https://*.%s:%d", e.Domain(), e.port), append(site, "iottunnel devices"))
 	return b.String()
 }
@@ -249,9 +280,13 @@ func (e *edge) launch() error {
 		return err
 	}
 	mark := e.log.Mark()
+	args := []string{caddy, "run", "--config", e.configFile(), "--adapter", "caddyfile"}
+	if e.setup.Host != nil {
+		args = e.setup.Host.Args(args...)
+	}
 	e.proc, err = startInto(Command{
 		Name: "edge " + e.kind.name,
-		Args: []string{caddy, "run", "--config", e.configFile(), "--adapter", "caddyfile"},
+		Args: args,
 		Env:  e.env(),
 		Dir:  e.dir,
 	}, e.out, e.log)
@@ -287,11 +322,15 @@ func (e *edge) launch() error {
 	return nil
 }
 
-// certified says whether both sites have their certificates.
+// certified says whether all sites have their certificates.
 func (e *edge) certified() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	for _, name := range []string{"localhost", "any." + e.Domain()} {
+	names := []string{"localhost", "any." + e.Domain()}
+	if e.setup.Host != nil {
+		names = append(names, e.address(), HostedName)
+	}
+	for _, name := range names {
 		c, err := e.dial(ctx, name)
 		if err != nil {
 			return false

@@ -165,6 +165,7 @@ var sleepers = map[string]string{
 	"agent/cmd/iottunnel-agent/main_test.go":         "two signals at once would be one",
 	"e2e/agent_test.go":                              "an edge that is away for a while is the subject",
 	"e2e/hostile_test.go":                            "memory is read with pauses until it rests",
+	"e2e/networks_test.go":                           "how long nothing moves is the subject",
 	"tunnelcore/stream/model_test.go":                "stalls of random length are what it tries",
 	"tunnelcore/registry/memory_conformance_test.go": "its clock is made up, but the file's goroutines run on the real one",
 }

@@ -154,6 +154,7 @@ func (c *script) written() []byte {
 }
 
 func (c *script) Close() error                     { return nil }
+func (c *script) SetDeadline(time.Time) error      { return nil }
 func (c *script) SetReadDeadline(time.Time) error  { return nil }
 func (c *script) SetWriteDeadline(time.Time) error { return nil }
 

@@ -79,6 +79,14 @@ const (
 	settleTime = 15 * time.Second
 )
 
+// quiet drops what go-redis would write to standard error, line after line while
+// Redis is away. Calls return the same as errors.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(quiet{}) } // there is only one for the process
+
 // Open makes a registry on Redis. It connects when it is first used; an error
 // tells of wrong options, and never repeats a password.
 func Open(ctx context.Context, o Options) (*Registry, error) {

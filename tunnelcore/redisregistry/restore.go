@@ -2,6 +2,7 @@ package redisregistry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -70,6 +71,10 @@ func (r *Registry) restoreAll(ctx context.Context, held []Held) ([]registry.Hold
 	if err := r.look(ctx); err != nil {
 		return nil, err
 	}
+	// Tunnels count as live only while their node does.
+	if err := r.beatAgain(ctx); err != nil {
+		return nil, err
+	}
 	w := r.watch
 	w.mu.Lock()
 	state := w.state
@@ -87,13 +92,29 @@ func (r *Registry) restoreAll(ctx context.Context, held []Held) ([]registry.Hold
 		return nil, err
 	}
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.state != state {
+	same := w.state == state
+	if same {
+		w.pending, w.restored = false, state
+	}
+	w.mu.Unlock()
+	if !same {
 		return nil, errRestoring
 	}
-	w.pending, w.restored = false, state
 	r.log.Info("what is held was written again", "devices", len(held), "lost", len(lost))
+	// Others wait for reading it in the node's key. If that fails, the next
+	// heartbeat writes it.
+	_ = r.beatAgain(ctx)
 	return lost, nil
+}
+
+// beatAgain repeats the last heartbeats of the nodes of this process.
+func (r *Registry) beatAgain(ctx context.Context) error {
+	for _, n := range r.watch.nodes() {
+		if err := r.beat(ctx, n); err != nil && !errors.Is(err, registry.ErrNodeLive) {
+			return err // whose id was taken finds out by its own heartbeat
+		}
+	}
+	return nil
 }
 
 // restore is restoreAll for a bounded number. Labels are reserved as by a claim,

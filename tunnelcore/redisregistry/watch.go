@@ -42,12 +42,13 @@ type watch struct {
 	restored string
 	// pending: data was lost, and Restore has not succeeded since.
 	pending bool
+	lostAt  time.Time // when it was last noticed that data was lost
 	// Until settled nothing new is leased, unless after earliest the nodes of
 	// waiting all say that they have restored.
 	settled  time.Time
 	earliest time.Time
 	waiting  []string
-	peers   []string // nodes that were live at the last heartbeat
+	peers    []string // nodes that were live at the last heartbeat
 
 	beaten    map[registry.NodeRef]beaten
 	beats     int
@@ -56,8 +57,8 @@ type watch struct {
 
 // beaten is the last heartbeat of a node of this process.
 type beaten struct {
-	sent     time.Time
-	internal string
+	node registry.Node
+	sent time.Time
 }
 
 func newWatch(settle time.Duration) *watch {
@@ -86,7 +87,18 @@ func (w *watch) restoredTo() string {
 func (w *watch) internal(n registry.NodeRef) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.beaten[n].internal
+	return w.beaten[n].node.Internal
+}
+
+// nodes returns the nodes of this process, as they last beat.
+func (w *watch) nodes() []registry.Node {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var nodes []registry.Node
+	for _, last := range w.beaten {
+		nodes = append(nodes, last.node)
+	}
+	return nodes
 }
 
 // left forgets a node that has left, or lost its id.
@@ -114,19 +126,19 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	last, again := w.beaten[n.NodeRef]
-	w.beaten[n.NodeRef] = beaten{sent: sent, internal: n.Internal}
+	w.beaten[n.NodeRef] = beaten{node: n, sent: sent}
 	for ref := range w.beaten {
 		if ref.ID == n.ID && ref.Epoch != n.Epoch {
 			delete(w.beaten, ref)
 		}
 	}
-	if again && missing {
+	switch {
+	case !again || !missing || w.lostAt.After(last.sent): // or known to be missing
+	case sent.Sub(last.sent) < r.nodeTTL*9/10:
 		// The key lasts from when the last heartbeat arrived, which was after it was sent.
-		if sent.Sub(last.sent) < r.nodeTTL*9/10 {
-			w.flushedLocked(r)
-		} else {
-			w.signal() // others may have taken what is held here
-		}
+		w.flushedLocked(r)
+	default:
+		w.signal() // others may have taken what is held here
 	}
 	w.peers = live
 	w.beats++
@@ -135,8 +147,8 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 
 // lostLocked notes that data was lost. The caller holds mu.
 func (w *watch) lostLocked(r *Registry, why string) {
-	w.pending = true
-	w.settled = time.Now().Add(w.settle)
+	w.pending, w.lostAt = true, time.Now()
+	w.settled = w.lostAt.Add(w.settle)
 	w.waiting = slices.DeleteFunc(slices.Clone(w.peers), func(id string) bool {
 		for ref := range w.beaten {
 			if ref.ID == id {
@@ -274,7 +286,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 	epochs := map[registry.NodeRef]*redis.StringCmd{}
 	w.mu.Lock()
 	for ref, last := range w.beaten {
-		if began.Sub(last.sent) < r.nodeTTL/2 {
+		if began.Sub(last.sent) < r.nodeTTL/2 && last.sent.After(w.lostAt) {
 			epochs[ref] = b.pipe.HGet(ctx, r.keys.node(ref.ID), "epoch")
 		}
 	}
@@ -286,7 +298,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 	defer w.mu.Unlock()
 	for ref, epoch := range epochs {
 		last, still := w.beaten[ref] // it may have left meanwhile
-		if epoch.Err() == redis.Nil && still && time.Since(last.sent) < r.nodeTTL*9/10 && !w.pending {
+		if epoch.Err() == redis.Nil && still && time.Since(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
 			w.flushedLocked(r)
 		}
 	}

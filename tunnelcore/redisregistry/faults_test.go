@@ -1,0 +1,392 @@
+package redisregistry
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iottunnel/iottunnel/internal/redistest"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+)
+
+// short opens a registry that gives up soon, as one does in production.
+func short(t *testing.T, o Options) *Registry {
+	t.Helper()
+	o.Timeout, o.DialTimeout = 5*time.Second, 5*time.Second
+	return open(t, o)
+}
+
+// patient opens a registry that leases nothing new after a loss until all nodes
+// have restored, however long it takes.
+func patient(t *testing.T, o Options) *Registry {
+	t.Helper()
+	o.settle = time.Hour
+	return short(t, o)
+}
+
+// awaitLost fails unless Lost asks for Restore, now or after heartbeats.
+func awaitLost(t *testing.T, r *Registry, n registry.NodeRef) {
+	t.Helper()
+	redistest.Eventually(t, "the loss is noticed", func() bool {
+		select {
+		case <-r.Lost():
+			return true
+		default:
+		}
+		// It may fail as long as Redis is not there.
+		_ = r.Beat(t.Context(), registry.Node{NodeRef: n})
+		return false
+	})
+}
+
+func notLost(t *testing.T, r *Registry) {
+	t.Helper()
+	select {
+	case <-r.Lost():
+		t.Error("Lost asks for Restore, but nothing was lost")
+	default:
+	}
+}
+
+// refused fails unless a device without a lease gets none for the time being.
+func refusedNew(t *testing.T, r *Registry, c registry.Claim) {
+	t.Helper()
+	if l, err := r.Claim(t.Context(), c); !errors.Is(err, errRestoring) {
+		t.Errorf("Claim of a new device before all has been restored: %+v, %v", l, err)
+	}
+}
+
+func TestRedisDown(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	s.Kill()
+	const secret = "correct-horse"
+	o := Options{URL: "redis://:" + secret + "@" + s.Addr}
+	required := o
+	required.Require = true
+	if r, err := Open(t.Context(), required); err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("Open that requires Redis: %v, %v", r, err)
+	}
+	r := short(t, Options{URL: "redis://" + s.Addr})
+	n := registry.NodeRef{ID: "n1", Epoch: "e1"}
+	fails := func() {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		_, err := r.Claim(ctx, ask(n, "cam", "t1"))
+		if err == nil || errors.Is(err, registry.ErrLost) || errors.Is(err, registry.ErrLabelTaken) || ctx.Err() != nil {
+			t.Errorf("Claim without Redis: %v", err)
+		}
+		if lost, err := r.Refresh(ctx, time.Hour, []registry.Holder{{Device: "cam", Generation: 1, Tunnel: "t1"}}); err == nil {
+			t.Errorf("Refresh without Redis: lost %v", lost)
+		}
+		if _, err := r.ByLabel(ctx, "label-cam"); err == nil || errors.Is(err, registry.ErrUnknown) {
+			t.Errorf("ByLabel without Redis: %v", err)
+		}
+		if err := r.Beat(ctx, registry.Node{NodeRef: n}); err == nil {
+			t.Error("Beat without Redis")
+		}
+	}
+	fails()
+	s.Start()
+	beatNode(t, r, n.ID, n.Epoch)
+	cam := claim(t, r, ask(n, "cam", "t1"))
+	notLost(t, r) // it was empty, as far as this node can know
+	s.Kill()
+	fails()
+	s.Start()
+	awaitLost(t, r, n)
+	restore(t, r, []Held{cam})
+	online(t, r, cam)
+}
+
+func TestRedisHangs(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	r := short(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, r, "n1", "e1")
+	s.Do("CLIENT", "PAUSE", "3000", "ALL")
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := time.AfterFunc(50*time.Millisecond, cancel)
+	defer stop.Stop()
+	began := time.Now()
+	if _, err := r.Claim(ctx, ask(n, "cam", "t1")); !errors.Is(err, context.Canceled) {
+		t.Errorf("Claim that was given up: %v", err)
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("Claim ended %v after its context had", took)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := r.Nodes(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Nodes with a deadline: %v", err)
+	}
+}
+
+// TestRestartedEmpty also plays what comes in before the loss was noticed.
+func TestRestartedEmpty(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	a, b := patient(t, Options{URL: "redis://" + s.Addr}), patient(t, Options{URL: "redis://" + s.Addr})
+	na, nb := beatNode(t, a, "a", "e1"), beatNode(t, b, "b", "e1")
+	beatNode(t, a, "a", "e1") // and sees b
+	cam, door, bell := claim(t, a, ask(na, "cam", "t1")), claim(t, a, ask(na, "door", "t1")), claim(t, b, ask(nb, "bell", "t1"))
+	leasePorts(t, a, &cam, 22, 80)
+	leasePorts(t, b, &bell, 22)
+	s.Kill()
+	s.Start()
+
+	refresh(t, a, []Held{cam, door}) // nobody is told to be lost
+	if _, err := b.LeasePorts(t.Context(), bell.Holder, []uint16{22, 80}, 40000, 40099); !errors.Is(err, errRestoring) {
+		t.Errorf("LeasePorts of what Redis has forgotten: %v", err)
+	}
+	refusedNew(t, b, ask(nb, "new", "t1"))
+	// A device of the other node comes here, and must not get another label.
+	moved := ask(nb, "cam", "t2")
+	moved.Label = "another"
+	refusedNew(t, b, moved)
+	awaitLost(t, a, na)
+	awaitLost(t, b, nb)
+
+	restore(t, b, []Held{bell})
+	beatNode(t, b, "b", "e1")
+	refusedNew(t, b, ask(nb, "new", "t1")) // a has not
+	restore(t, a, []Held{cam, door})
+	beatNode(t, a, "a", "e1")
+	for _, h := range []Held{cam, door, bell} {
+		online(t, a, h)
+	}
+	refresh(t, a, []Held{cam, door})
+	if page, err := b.Devices(t.Context(), "", 10); err != nil || len(page) != 3 {
+		t.Errorf("Devices: %+v, %v", page, err)
+	}
+	next, err := b.Claim(t.Context(), moved)
+	if err != nil || next.Label != cam.Label || next.Fresh || next.Generation <= cam.Generation || next.Previous.Holder != cam.Holder {
+		t.Errorf("Claim after all is restored: %+v, %v", next, err)
+	}
+	refresh(t, a, []Held{cam, door}, cam.Holder)
+	restore(t, a, []Held{cam, door}, cam.Holder) // late, with what it has lost since
+	fresh := claim(t, b, ask(nb, "new", "t1"))
+	leasePorts(t, b, &fresh, 22, 23, 24)
+	online(t, a, fresh)
+}
+
+// TestRolledBack goes back to an old dump: what was written since is gone, and
+// what had been replaced is there again.
+func TestRolledBack(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	a, b := patient(t, Options{URL: "redis://" + s.Addr}), patient(t, Options{URL: "redis://" + s.Addr})
+	na, nb := beatNode(t, a, "a", "e1"), beatNode(t, b, "b", "e1")
+	beatNode(t, a, "a", "e1")
+	oldCam, oldDoor, lamp := claim(t, a, ask(na, "cam", "t1")), claim(t, a, ask(na, "door", "t1")), claim(t, a, ask(na, "lamp", "t1"))
+	leasePorts(t, a, &oldDoor, 22)
+	s.Do("SAVE")
+
+	cam := claim(t, b, ask(nb, "cam", "t2"))
+	if err := a.Release(t.Context(), oldDoor.Holder, 0, "revoked"); err != nil {
+		t.Fatal(err)
+	}
+	c := ask(na, "door", "t2")
+	c.Label = "door-after"
+	door := claim(t, a, c)
+	leasePorts(t, a, &door, 80)
+	bell := claim(t, b, ask(nb, "bell", "t1"))
+	leasePorts(t, b, &bell, 22, 23)
+	s.Kill()
+	s.Start()
+
+	refresh(t, a, []Held{door, lamp})
+	refresh(t, b, []Held{cam, bell})
+	awaitLost(t, a, na)
+	awaitLost(t, b, nb)
+	restore(t, a, []Held{oldCam, door, lamp}) // nobody has told a that it lost cam
+	restore(t, b, []Held{cam, bell})
+	beatNode(t, a, "a", "e1")
+	beatNode(t, b, "b", "e1")
+	for _, h := range []Held{cam, door, bell, lamp} {
+		online(t, a, h)
+	}
+	refresh(t, a, []Held{oldCam, door, lamp}, oldCam.Holder)
+	refresh(t, b, []Held{cam, bell})
+	if rec, err := a.ByLabel(t.Context(), oldDoor.Label); !errors.Is(err, registry.ErrUnknown) {
+		t.Errorf("the label of a lease that had ended: %+v, %v", rec, err)
+	}
+	// Its route came back with the dump, and is in nobody's way.
+	c = ask(na, "new", "t1")
+	c.Label = oldDoor.Label
+	online(t, b, claim(t, a, c))
+}
+
+func TestFlushed(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	a := patient(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, a, "a", "e1")
+	cam := claim(t, a, ask(n, "cam", "t1"))
+	notLost(t, a)
+	s.Do("FLUSHALL")
+	refresh(t, a, []Held{cam})
+	refusedNew(t, a, ask(n, "new", "t1"))
+	awaitLost(t, a, n)
+	restore(t, a, []Held{cam})
+	online(t, a, cam)
+	claim(t, a, ask(n, "new", "t1"))
+
+	beatNode(t, a, "a", "e1")
+	s.Do("FLUSHALL")
+	awaitLost(t, a, n) // by the heartbeat alone
+	restore(t, a, nil) // who forgets to name what it holds loses it
+	refresh(t, a, []Held{cam}, cam.Holder)
+}
+
+// TestSettles gives up waiting for a node that does not come back.
+func TestSettles(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	a := short(t, Options{URL: "redis://" + s.Addr, settle: 2 * time.Second})
+	b := short(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, a, "a", "e1")
+	beatNode(t, b, "b", "e1")
+	beatNode(t, a, "a", "e1")
+	s.Kill()
+	s.Start()
+	awaitLost(t, a, n)
+	restore(t, a, nil)
+	refusedNew(t, a, ask(n, "new", "t1"))
+	redistest.Eventually(t, "a new device gets its label", func() bool {
+		_, err := a.Claim(t.Context(), ask(n, "new", "t1"))
+		return err == nil
+	})
+}
+
+// TestSilentNode is a node that was cut off for a while, whose devices went elsewhere.
+func TestSilentNode(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	o := Options{URL: "redis://" + s.Addr, nodeTTL: 300 * time.Millisecond}
+	a, b := patient(t, o), patient(t, o)
+	n := beatNode(t, a, "a", "e1")
+	cam, door := claim(t, a, ask(n, "cam", "t1")), claim(t, a, ask(n, "door", "t1"))
+	redistest.Eventually(t, "the node counts as gone", func() bool {
+		nodes, err := b.Nodes(t.Context())
+		return err == nil && len(nodes) == 0
+	})
+	c := ask(registry.NodeRef{ID: "b", Epoch: "e1"}, "cam", "t2")
+	c.Instance = "another"
+	if l, err := b.Claim(t.Context(), c); err != nil || l.Previous != (registry.Incumbent{}) {
+		t.Errorf("Claim from a node that is gone: %+v, %v", l, err)
+	}
+	notLost(t, a)
+	beatNode(t, a, "a", "e1")
+	select {
+	case <-a.Lost():
+	default:
+		t.Error("the node is not told that it was silent")
+	}
+	restore(t, a, []Held{cam, door}, cam.Holder)
+	claim(t, a, ask(n, "new", "t1")) // no data was lost
+}
+
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	g := redistest.WithSentinels(t, "sentinel-password")
+	r := patient(t, Options{Sentinel: &Sentinel{Master: g.Name, Addrs: g.Addrs(), Password: "sentinel-password"}})
+	n := beatNode(t, r, "n1", "e1")
+	var held []Held
+	for i := range 50 {
+		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%02d", i), "t1")))
+	}
+	leasePorts(t, r, &held[0], 22)
+	g.Master.Kill()
+	awaitLost(t, r, n)
+	redistest.Eventually(t, "all is written again", func() bool {
+		lost, err := r.Restore(t.Context(), held)
+		if len(lost) > 0 {
+			t.Errorf("lost %v", lost)
+		}
+		return err == nil
+	})
+	refresh(t, r, held)
+	for _, h := range held {
+		online(t, r, h)
+	}
+	next := claim(t, r, ask(n, "d00", "t2"))
+	if next.Generation <= held[0].Generation {
+		t.Errorf("generation %d after %d", next.Generation, held[0].Generation)
+	}
+}
+
+// TestClusterLosesAMaster restarts one of three masters empty.
+func TestClusterLosesAMaster(t *testing.T) {
+	t.Parallel()
+	servers := redistest.Cluster(t)
+	var addrs []string
+	for _, s := range servers {
+		addrs = append(addrs, s.Addr)
+	}
+	r := patient(t, Options{Cluster: addrs})
+	n := beatNode(t, r, "n1", "e1")
+	var held []Held
+	for i := range 50 {
+		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%02d", i), "t1")))
+		if i%10 == 0 {
+			leasePorts(t, r, &held[i], 22)
+		}
+	}
+	for _, s := range servers {
+		s.Kill()
+		s.Start()
+		awaitLost(t, r, n)
+		redistest.Eventually(t, "all is written again", func() bool {
+			lost, err := r.Restore(t.Context(), held)
+			if len(lost) > 0 {
+				t.Errorf("lost %v", lost)
+			}
+			return err == nil
+		})
+		refresh(t, r, held)
+		for _, h := range held {
+			online(t, r, h)
+		}
+		beatNode(t, r, "n1", "e1")
+	}
+}
+
+func TestOptions(t *testing.T) {
+	t.Parallel()
+	const secret = "correct-horse"
+	for name, o := range map[string]Options{
+		"nothing":              {},
+		"two":                  {URL: "redis://h", Cluster: []string{"h:1"}},
+		"another scheme":       {URL: "http://u:" + secret + "@h"},
+		"a port that is none":  {URL: "redis://u:" + secret + "@h:port"},
+		"a password with %":    {URL: "redis://u:" + secret + "%zz@h"},
+		"two databases":        {URL: "redis://u:" + secret + "@h/1/2"},
+		"options in it":        {URL: "redis://u:" + secret + "@h?pool_size=3"},
+		"TLS without rediss":   {URL: "redis://u:" + secret + "@h", TLS: &tls.Config{}},
+		"no sentinel":          {Sentinel: &Sentinel{Master: "m", Password: secret}},
+		"no master":            {Sentinel: &Sentinel{Addrs: []string{"h:1"}, Password: secret}},
+		"cluster without port": {Cluster: []string{"h"}},
+		"cluster with a DB":    {Cluster: []string{"h:1"}, DB: 1},
+		"braces":               {URL: "redis://h", KeyPrefix: "{x}:"},
+	} {
+		r, err := Open(t.Context(), o)
+		if err == nil {
+			t.Errorf("%s: accepted", name)
+			_ = r.Close()
+			continue
+		}
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("%s: the password is in %q", name, err)
+		}
+	}
+	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "another"}, CLI: []string{"--pass", "another"}})
+	if _, err := Open(t.Context(), Options{URL: "redis://:" + secret + "@" + s.Addr, Require: true}); err == nil || strings.Contains(err.Error(), secret) {
+		t.Errorf("Open with a wrong password: %v", err)
+	}
+}

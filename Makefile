@@ -33,7 +33,7 @@ test: ## everything: linters, all tests with -race, end-to-end tests (Debian or 
 	@scripts/test
 
 test-go: ## the Go tests that need no server and no root, on any system
-	CGO_ENABLED=0 scripts/go test -tags $(TAGS) $$(scripts/packages noserver)
+	CGO_ENABLED=0 scripts/go test -trimpath -tags $(TAGS) $$(scripts/packages noserver)
 
 build: ## bin/caddy, bin/iottunnel-agent, bin/thermometer
 	@echo "building bin/caddy, bin/iottunnel-agent and bin/thermometer (Caddy takes a few minutes the first time)"

@@ -150,6 +150,9 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.A
 	if h.Tunnels() >= h.settings.Load().Limits.Tunnels {
 		return &answers.Error{Code: wire.Unavailable, RetryAfter: 30 * time.Second, Message: "this node has as many tunnels as it may"}
 	}
+	if !h.joined.Load() {
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 3 * time.Second, Message: "the registry does not know this node"}
+	}
 	if !h.arrivals.take() {
 		return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Message: "too many agents arrive at once"}
 	}

@@ -18,6 +18,8 @@ const (
 	// idleTime is how often streams are looked at that say nothing: below the
 	// patience of proxies on the way, which is a minute or less.
 	idleTime = 20 * time.Second
+	// joinTime is how often a node whose id is taken looks whether it is free.
+	joinTime = 500 * time.Millisecond
 	// refreshBatch bounds the holders in one call to the registry.
 	refreshBatch = 500
 )
@@ -165,37 +167,63 @@ func (h *Hub) pingStreams() {
 	}
 }
 
+// join makes this node known to the registry. When a process before this one has
+// died, its id is free after registry.NodeTTL; when it lives, it never is.
+func (h *Hub) join() error {
+	deadline := time.Now().Add(registry.NodeTTL + registry.NodeHeartbeat)
+	for {
+		err := h.beat()
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, registry.ErrNodeLive):
+			h.log().Error("registry does not answer; no agent is let in until it does", "error", err)
+			return nil
+		case time.Now().After(deadline):
+			return err
+		}
+		time.Sleep(joinTime)
+	}
+}
+
 // beating tells the registry that this node lives.
 func (h *Hub) beating() {
 	tick := time.NewTicker(registry.NodeHeartbeat)
 	defer tick.Stop()
-	failing := false
+	failing := !h.joined.Load()
 	for {
 		select {
 		case <-h.ctx.Done():
 			return
 		case <-tick.C:
 		}
-		ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
-		err := h.beat(ctx)
-		cancel()
-		if (err != nil) != failing && h.ctx.Err() == nil {
-			failing = err != nil
-			if failing {
-				h.log().Error("registry does not answer; connected devices stay reachable", "error", err)
-			} else {
-				h.log().Info("registry answers again")
-			}
+		err := h.beat()
+		if (err != nil) == failing || h.ctx.Err() != nil {
+			continue
+		}
+		if failing = err != nil; failing {
+			h.log().Error("this node is not known to the registry; connected devices stay reachable", "error", err)
+		} else {
+			h.log().Info("registry knows this node again")
 		}
 	}
 }
 
-func (h *Hub) beat(ctx context.Context) error {
-	return h.reg.Beat(ctx, registry.Node{
+func (h *Hub) beat() error {
+	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+	defer cancel()
+	err := h.reg.Beat(ctx, registry.Node{
 		NodeRef:  h.node,
 		Clients:  h.Tunnels(),
 		Capacity: h.settings.Load().Limits.Tunnels,
 	})
+	switch {
+	case err == nil:
+		h.joined.Store(true)
+	case errors.Is(err, registry.ErrNodeLive):
+		h.joined.Store(false)
+	}
+	return err
 }
 
 // refreshing prolongs the leases of live tunnels, once per third of the lease.

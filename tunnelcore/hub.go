@@ -54,6 +54,8 @@ type Hub struct {
 	refusals   bucket // of log lines
 
 	ports *ports
+	// joined: the registry knows this node, so that claims count.
+	joined atomic.Bool
 
 	// labels holds the live tunnel of each label: the visitors' way past mu.
 	labels sync.Map // string → *tunnel
@@ -69,7 +71,9 @@ type Hub struct {
 }
 
 // New makes a hub and takes ownership of c.Registry, also when it fails. It
-// fails when another live process has the same node id.
+// fails when another live process has the same node id; one that has just died is
+// waited for. A registry that does not answer is none of these: agents are let in
+// when it does.
 func New(c Config) (*Hub, error) {
 	h := &Hub{
 		node:     registry.NodeRef{ID: c.Node, Epoch: wire.NewID()},
@@ -89,9 +93,7 @@ func New(c Config) (*Hub, error) {
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.store(c.Settings)
-	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
-	defer cancel()
-	if err := h.beat(ctx); err != nil {
+	if err := h.join(); err != nil {
 		h.cancel()
 		return nil, errors.Join(fmt.Errorf("node %q: %w", c.Node, err), c.Registry.Close())
 	}

@@ -79,8 +79,8 @@ func TestLeaseEnds(t *testing.T) {
 		for end := time.Now().Add(2*lease + lease/2); time.Now().Before(end); {
 			s.mustServe(t)
 		}
+		left := time.Now() // its end takes a moment, after which the lease begins
 		agent.Stop(t, 10*time.Second)
-		left := time.Now()
 		r := s.get(t, "/page")
 		if r.code() != "device_offline" {
 			t.Errorf("right after the device left: %v", r)

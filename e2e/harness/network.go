@@ -221,14 +221,11 @@ func (h *Host) Block(tb testing.TB, port int) (lift func()) {
 	return func() { h.Nft(tb, "delete table ip "+table) }
 }
 
-// ResetConnection cuts one of the host's TCP connections by a reset in both
-// directions, as a middlebox does that has forgotten it: at the next packet.
-func (h *Host) ResetConnection(tb testing.TB, port int) {
+// AbortConnection ends one of the host's TCP connections, known by its local port,
+// with an error on both sides, as middleboxes do that have forgotten it.
+func (h *Host) AbortConnection(tb testing.TB, port int) {
 	tb.Helper()
-	h.Nft(tb, fmt.Sprintf(`table ip reset%d {
-	chain in { type filter hook input priority -200; tcp dport %d reject with tcp reset; }
-	chain out { type filter hook output priority -200; tcp sport %d reject with tcp reset; }
-}`, port, port, port))
+	tool(tb, "", "ip", "netns", "exec", h.ns, "ss", "-4", "-t", "-K", "sport", "=", ":"+strconv.Itoa(port))
 }
 
 // Lossy loses that many of a thousand packets to the host, and as many from it.

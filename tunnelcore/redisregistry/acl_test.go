@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/iottunnel/iottunnel/internal/redistest"
 )
 
@@ -32,6 +34,25 @@ func TestACL(t *testing.T) {
 	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "admin"}, CLI: []string{"--pass", "admin"}})
 	s.Do(documentedACL(t, "one server, or Sentinel")...)
 	conform(t, Options{URL: "redis://iottunnel:PASSWORD@" + s.Addr})
+
+	s.Do(documentedACL(t, "a router that only reads")...)
+	router := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "router", Password: "PASSWORD", DisableIdentity: true})
+	for _, key := range []string{"iottunnel:lease:{x}", "iottunnel:node:{x}"} {
+		if err := router.HMGet(t.Context(), key, "device").Err(); err != nil {
+			t.Errorf("a router reads %s: %v", key, err)
+		}
+	}
+	for _, err := range []error{
+		router.HMGet(t.Context(), "iottunnel:device:{x}", "label").Err(),
+		router.HSet(t.Context(), "iottunnel:lease:{x}", "device", "y").Err(),
+	} {
+		if !redis.HasErrorPrefix(err, "NOPERM") {
+			t.Errorf("a router does what it may not: %v", err)
+		}
+	}
+	if err := router.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestClusterACL(t *testing.T) {

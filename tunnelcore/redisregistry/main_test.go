@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 	// The random tests run over six kinds of servers; a longer run is for a machine
 	// of its own.
 	if os.Getenv("IOTTUNNEL_STEPS") == "" {
-		if err := os.Setenv("IOTTUNNEL_STEPS", "250"); err != nil {
+		if err := os.Setenv("IOTTUNNEL_STEPS", "120"); err != nil {
 			panic(err)
 		}
 	}

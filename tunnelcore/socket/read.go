@@ -33,7 +33,7 @@ func (s *Socket) Next() (Opcode, error) {
 // Read reads payload of the current message into p; io.EOF is the message's end.
 func (s *Socket) Read(p []byte) (int, error) {
 	for range 100 { // as bufio: a connection may say nothing, but not for ever
-		if err := s.more(); err != nil {
+		if err := s.More(); err != nil {
 			return 0, err
 		}
 		n, err := s.br.Read(p[:min(int64(len(p)), s.remaining)])
@@ -57,7 +57,7 @@ func (s *Socket) Read(p []byte) (int, error) {
 
 // discard skips payload of the current message; io.EOF is its end.
 func (s *Socket) discard() error {
-	if err := s.more(); err != nil {
+	if err := s.More(); err != nil {
 		return err
 	}
 	n, err := s.br.Discard(int(min(s.remaining, 1<<20)))
@@ -70,9 +70,10 @@ func (s *Socket) discard() error {
 	return s.failed(err)
 }
 
-// more makes sure that the current message has unread payload: it goes on to
-// continuation frames, and returns io.EOF at the message's end.
-func (s *Socket) more() error {
+// More waits until the current message has payload for Read, of which some may
+// still be on its way; io.EOF is the message's end. It lets a reader wait without
+// a buffer.
+func (s *Socket) More() error {
 	for s.remaining == 0 {
 		if !s.open || s.final {
 			s.open = false
@@ -109,7 +110,7 @@ func (s *Socket) ReadMessage(limit int) (Opcode, []byte, error) {
 				return 0, nil, err
 			}
 		}
-		switch err := s.more(); err {
+		switch err := s.More(); err {
 		case nil:
 		case io.EOF:
 			message := s.message

@@ -15,16 +15,6 @@ import (
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 )
 
-// bufferSize is the payload that one read of a relay may bring: the largest
-// message in the default negotiation.
-const bufferSize = 64 << 10
-
-// buffers are shared by all relays; each has headroom for a frame's header.
-var buffers = sync.Pool{New: func() any { b := make([]byte, socket.Headroom+bufferSize); return &b }}
-
-func getBuffer() *[]byte  { return buffers.Get().(*[]byte) }
-func putBuffer(b *[]byte) { buffers.Put(b) }
-
 // HalfIdle is how long a direction may say nothing after the other has ended.
 const HalfIdle = 5 * time.Minute
 
@@ -104,17 +94,18 @@ func (r *relay) direction(dst, src net.Conn, n *int64, ended func()) {
 
 // copy moves bytes from src to dst until src ends, then ends dst's direction.
 func (r *relay) copy(dst, src net.Conn, total *int64) error {
-	buf := getBuffer()
-	defer putBuffer(buf)
-	most, stream := len(*buf), (*Stream)(nil)
+	most, stream := bufferSize, (*Stream)(nil)
 	if s, ok := dst.(*Stream); ok {
-		stream, most = s, min(most, socket.Headroom+s.opts.MessageMax)
+		stream, most = s, min(most, s.opts.MessageMax)
 	}
+	in := newSource(src, most)
 	for {
-		n, err := src.Read((*buf)[socket.Headroom:most])
+		buf, n, err := in.read()
 		if n > 0 {
 			*total += int64(n)
-			if err := send(dst, stream, (*buf)[:socket.Headroom+n]); err != nil {
+			err := send(dst, stream, (*buf)[:socket.Headroom+n])
+			putBuffer(buf)
+			if err != nil {
 				return err
 			}
 		}

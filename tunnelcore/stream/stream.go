@@ -96,37 +96,63 @@ func (c *Stream) Read(p []byte) (int, error) {
 // readLocked wants readMu, or to be linger.
 func (c *Stream) readLocked(p []byte) (int, error) {
 	for {
+		if err := c.payloadLocked(); err != nil {
+			return 0, err
+		}
+		n, err := c.s.Read(p)
+		if n > 0 {
+			c.received.Add(int64(n))
+			return n, nil
+		}
+		if err != nil {
+			return 0, c.readFailed(err)
+		}
+	}
+}
+
+// payloadLocked waits until there is payload to read. It wants readMu, or to be
+// linger.
+func (c *Stream) payloadLocked() error {
+	for {
 		if c.readErr != nil {
-			return 0, c.readErr
+			return c.readErr
 		}
 		if c.readEnded.Load() {
-			return 0, io.EOF
+			return io.EOF
 		}
 		if !c.inMessage {
 			op, err := c.s.Next()
 			if err != nil {
-				return 0, c.readFailed(err)
+				return c.readFailed(err)
 			}
 			if op != socket.Binary {
-				return 0, c.malformed("text on a transfer socket")
+				return c.malformed("text on a transfer socket")
 			}
 			c.inMessage, c.empty = true, true
 		}
-		n, err := c.s.Read(p)
-		switch {
-		case n > 0:
+		switch err := c.s.More(); err {
+		case nil:
 			c.empty = false
-			c.received.Add(int64(n))
-			return n, nil
-		case err == io.EOF:
+			return nil
+		case io.EOF:
 			c.inMessage = false
 			if c.empty {
 				c.readEnded.Store(true)
 			}
 		default:
-			return 0, c.readFailed(err)
+			return c.readFailed(err)
 		}
 	}
+}
+
+// wait blocks until Read has something to return, or to fail with.
+func (c *Stream) wait() error {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.payloadLocked()
 }
 
 // readFailed turns an error of the socket's reader into the stream's.

@@ -538,6 +538,37 @@ func TestBothWriteFirst(t *testing.T) {
 	})
 }
 
+// The round trip is that of the ping which the pong answers: the first of those
+// without an answer. A pong nobody asked for measures nothing.
+func TestRTT(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, conn := net.Pipe()
+		s := on(conn, false)
+		go io.Copy(io.Discard, c)
+		go s.Next()
+		for _, step := range []struct {
+			pings int
+			want  time.Duration
+		}{{0, 0}, {1, time.Second}, {0, time.Second}, {3, 3 * time.Second}, {1, time.Second}} {
+			for range step.pings {
+				if sent, err := s.Ping(); !sent || err != nil {
+					t.Fatal(sent, err)
+				}
+				time.Sleep(time.Second) // the bubble's
+			}
+			if _, err := c.Write(masked(0x8a, "")); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			if got := s.RTT(); got != step.want {
+				t.Errorf("%d pings: %v, want %v", step.pings, got, step.want)
+			}
+		}
+		s.Close()
+		c.Close()
+	})
+}
+
 // Heard grows with whatever comes in.
 func TestHeard(t *testing.T) {
 	conn := &script{in: cat(masked(0x8a, ""), masked(0x02, "x"), masked(0x80, ""))}

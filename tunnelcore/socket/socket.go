@@ -110,7 +110,7 @@ type Socket struct {
 	readErr   error  // sticky, deadlines excepted
 
 	heard     atomic.Uint32 // grows with each frame and each piece of payload that came in
-	pingAt    atomic.Int64  // when the unanswered ping was sent, in ns since epoch; 0: none is
+	pingAt    atomic.Int64  // when the first unanswered ping was sent, in ns since epoch; 0: none is
 	rtt       atomic.Int64  // of the last ping that was answered, in ns
 	closeSent atomic.Bool   // written under writeMu
 

@@ -44,7 +44,8 @@ func (s *Socket) Ping() (sent bool, err error) {
 		return false, nil
 	}
 	defer s.unlock()
-	s.pingAt.Store(int64(time.Since(epoch)))
+	// A pong answers the first ping without an answer, if it is slow.
+	s.pingAt.CompareAndSwap(0, int64(time.Since(epoch)))
 	return true, s.writeLocked(opPing, nil)
 }
 

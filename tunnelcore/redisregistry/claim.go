@@ -2,6 +2,7 @@ package redisregistry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -128,7 +129,7 @@ func incumbent(device string, p *reply, i int) registry.Incumbent {
 // nodeLives says whether that very start of the node is live.
 func (r *Registry) nodeLives(ctx context.Context, n registry.NodeRef) (bool, error) {
 	epoch, err := r.c.HGet(ctx, r.keys.node(n.ID), "epoch").Result()
-	if err != nil && err != redis.Nil {
+	if err != nil && !errors.Is(err, redis.Nil) {
 		return false, err
 	}
 	return err == nil && epoch == n.Epoch, nil

@@ -59,7 +59,7 @@ func conform(t *testing.T, o Options) {
 		o := o
 		sum := sha256.Sum256([]byte(t.Name()))
 		o.KeyPrefix = "iottunnel:" + hex.EncodeToString(sum[:4]) + ":"
-		env := registrytest.Env{Lease: 3 * time.Second, NodeTTL: 3 * time.Second, PortRest: 3 * time.Second}
+		env := registrytest.Env{Lease: 4 * time.Second, NodeTTL: 6 * time.Second, PortRest: 4 * time.Second}
 		waits := !slices.ContainsFunc(timeless, func(name string) bool { return strings.Contains(t.Name(), name) }) ||
 			strings.HasSuffix(t.Name(), "/list_after_leases_have_ended")
 		if waits {

@@ -121,15 +121,10 @@ func (r *Registry) beatAgain(ctx context.Context) error {
 // and ports before the records that name them.
 func (r *Registry) restore(ctx context.Context, held []Held) (lost []registry.Holder, err error) {
 	gone := map[int]bool{}
-	if err := r.reclaimPorts(ctx, held, gone); err != nil {
-		return nil, err
-	}
 	tokens := make([]string, len(held))
-	var todo []int
+	todo := make([]int, len(held))
 	for i := range held {
-		if tokens[i] = newToken(); !gone[i] {
-			todo = append(todo, i)
-		}
+		todo[i], tokens[i] = i, newToken()
 	}
 	commits := make([]string, len(held))
 	for try := 0; len(todo) > 0; try++ {
@@ -140,6 +135,9 @@ func (r *Registry) restore(ctx context.Context, held []Held) (lost []registry.Ho
 			return nil, err
 		}
 		if err := r.reserveAll(ctx, held, todo, gone, tokens, commits); err != nil {
+			return nil, err
+		}
+		if err := r.reclaimPorts(ctx, held, todo, gone); err != nil {
 			return nil, err
 		}
 		todo = slices.DeleteFunc(todo, func(i int) bool { return gone[i] })
@@ -160,13 +158,14 @@ func (r *Registry) restore(ctx context.Context, held []Held) (lost []registry.Ho
 	return lost, b.run()
 }
 
-// reclaimPorts takes the public ports again; gone are holders that have lost one:
-// only a new tunnel can tell its agent of another.
-func (r *Registry) reclaimPorts(ctx context.Context, held []Held, gone map[int]bool) error {
+// reclaimPorts takes the public ports of todo again; gone are holders that have
+// lost one: only a new tunnel can tell its agent of another.
+func (r *Registry) reclaimPorts(ctx context.Context, held []Held, todo []int, gone map[int]bool) error {
 	b := r.batch(ctx)
 	var calls []*scriptCall
 	var of []int
-	for i, h := range held {
+	for _, i := range todo {
+		h := &held[i]
 		for _, c := range r.keepPorts(b, live(h.Lease), map[string]map[uint16]uint16{h.Device: h.Ports}) {
 			calls, of = append(calls, c), append(of, i)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -298,7 +299,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 	defer w.mu.Unlock()
 	for ref, epoch := range epochs {
 		last, still := w.beaten[ref] // it may have left meanwhile
-		if epoch.Err() == redis.Nil && still && time.Since(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
+		if errors.Is(epoch.Err(), redis.Nil) && still && time.Since(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
 			w.flushedLocked(r)
 		}
 	}

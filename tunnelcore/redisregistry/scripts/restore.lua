@@ -16,15 +16,17 @@ local gen = tonumber(r[3] or 0)
 if gen > mine or (gen == mine and r[4] ~= tunnel) then
     return 'lost'
 end
-if r[1] ~= label or tonumber(r[2] or 0) <= now then
-    local reserved = commit ~= '' and r[5] == commit and r[6] == label and tonumber(r[7]) > now
-    if not reserved then
-        redis.call('HSET', key, 'pend', token, 'pend_label', label, 'pend_ms', now + window)
-        if redis.call('PTTL', key) < window then
-            redis.call('PEXPIRE', key, window)
-        end
-        return 'label'
+if gen == mine and r[1] == label and tonumber(r[2]) > now then -- nothing was lost
+    redis.call('HSET', key, 'until_ms', now + live, 'seen_ms', now)
+    redis.call('PEXPIRE', key, live + tail)
+    return 'ok'
+end
+if commit == '' or r[5] ~= commit or r[6] ~= label or tonumber(r[7]) <= now then
+    redis.call('HSET', key, 'pend', token, 'pend_label', label, 'pend_ms', now + window)
+    if redis.call('PTTL', key) < window then
+        redis.call('PEXPIRE', key, window)
     end
+    return 'label'
 end
 redis.call('DEL', key)
 redis.call('HSET', key, 'label', label, 'gen', ARGV[1], 'node', ARGV[4], 'epoch', ARGV[5], 'tunnel', tunnel,

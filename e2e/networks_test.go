@@ -315,7 +315,7 @@ func TestLossyLink(t *testing.T) {
 		f.device.Lossy(t, 30)
 		size := int64(128 << 10)
 		if heavy {
-			size = 2 << 20
+			size = 1 << 20
 		}
 		s := f.newSite(t, harness.AgentSetup{Flags: []string{"--heartbeat", "10s"}})
 		mark := s.agent.Stderr.Mark()
@@ -335,6 +335,12 @@ func TestLossyLink(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		if r := s.get(t, "/page"); r.took < 300*time.Millisecond {
+			t.Errorf("the link is not that long: a page took %v", r.took)
+		}
+		if f.device.Lost(t) < 10 {
+			t.Errorf("the link lost %d packets in all", f.device.Lost(t))
+		}
 		for _, line := range s.agent.Stderr.Since(mark) {
 			if strings.Contains(line, "tunnel down") {
 				t.Errorf("the tunnel did not stay: %s", line)

@@ -101,6 +101,7 @@ func (n *Network) namespace(tb testing.TB, name string) *Host {
 		}
 	})
 	tool(tb, "", "ip", "-n", h.ns, "link", "set", "lo", "up")
+	h.Sysctl(tb, "net/ipv4/tcp_congestion_control", "reno") // loss slows it, whatever the machine uses
 	return h
 }
 
@@ -228,16 +229,31 @@ func (h *Host) AbortConnection(tb testing.TB, port int) {
 	tool(tb, "", "ip", "netns", "exec", h.ns, "ss", "-4", "-t", "-K", "sport", "=", ":"+strconv.Itoa(port))
 }
 
-// Lossy loses that many of a thousand packets to the host, and as many from it.
+// Lossy loses that many of a thousand packets to a far host, and as many from it:
+// of those that arrive, because what a sender hands down may be many in one.
 func (h *Host) Lossy(tb testing.TB, perMille int) {
 	tb.Helper()
-	h.network.Router.Nft(tb, fmt.Sprintf(`table ip lossy%d {
-	chain forward {
-		type filter hook forward priority -200;
-		iifname %q numgen random mod 1000 < %d drop
-		oifname %q numgen random mod 1000 < %d drop
+	for at, from := range map[*Host]string{h.network.Router: h.Interface(), h: "eth0"} {
+		at.Nft(tb, fmt.Sprintf(`table ip lossy%d {
+	chain prerouting { type filter hook prerouting priority -200; iifname %q numgen random mod 1000 < %d counter drop; }
+}`, h.number, from, perMille))
 	}
-}`, h.number, h.Interface(), perMille, h.Interface(), perMille))
+}
+
+// Lost is how many packets Lossy has dropped so far.
+func (h *Host) Lost(tb testing.TB) (total int) {
+	tb.Helper()
+	for _, at := range []*Host{h.network.Router, h} {
+		rules := tool(tb, "", "ip", "netns", "exec", at.ns, "nft", "list", "table", "ip", fmt.Sprintf("lossy%d", h.number))
+		_, counter, _ := strings.Cut(rules, "counter packets ")
+		count, _, _ := strings.Cut(counter, " ")
+		n, err := strconv.Atoi(count)
+		if err != nil {
+			tb.Fatalf("no counter in %s", rules)
+		}
+		total += n
+	}
+	return total
 }
 
 // Ports are the local ports of the host's TCP connections to a place.

@@ -418,7 +418,10 @@ func TestEnds(t *testing.T) {
 func TestDuplex(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Socket) {
 		const writers, each = 3, 60
-		var wg sync.WaitGroup
+		var wg, stopping sync.WaitGroup
+		defer stopping.Wait()
+		over := make(chan struct{})
+		defer close(over)
 		end := func(s *Socket, seed uint64) {
 			var sending, pinging sync.WaitGroup
 			for w := range writers {
@@ -503,6 +506,8 @@ func TestDuplex(t *testing.T) {
 				if next != [writers]uint32{each, each, each} {
 					t.Errorf("got %v", next)
 				}
+				stop := drained(s)
+				stopping.Go(func() { <-over; stop() })
 			})
 		}
 		end(a, 1)
@@ -511,10 +516,27 @@ func TestDuplex(t *testing.T) {
 	})
 }
 
+// drained reads and drops what comes until s is closed: a peer that stops reading
+// may leave a pong, and the write that it follows, standing. stop closes s.
+func drained(s *Socket) (stop func()) {
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			if _, err := s.Next(); err != nil {
+				return
+			}
+		}
+	})
+	return func() { s.Close(); wg.Wait() }
+}
+
 // Two ends that both write more than fits, and both ping, before they read.
 func TestBothWriteFirst(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Socket) {
-		var wg sync.WaitGroup
+		var wg, stopping sync.WaitGroup
+		defer stopping.Wait()
+		over := make(chan struct{})
+		defer close(over)
 		for _, s := range []*Socket{a, b} {
 			wg.Go(func() {
 				for range 4 {
@@ -532,6 +554,8 @@ func TestBothWriteFirst(t *testing.T) {
 						return
 					}
 				}
+				stop := drained(s)
+				stopping.Go(func() { <-over; stop() })
 			})
 		}
 		within(t, "both", wg.Wait)

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/publicsuffix"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // redirects decides where an edge may send the agent, and with it the token.
@@ -34,7 +36,7 @@ func newRedirects(servers []*server, further []string, allowPlaintext bool) redi
 }
 
 // target resolves the Location of an answer from the control URL at, and says
-// why it is not followed.
+// why it is not followed (protocol §2.8).
 func (r redirects) target(at *url.URL, location string) (*url.URL, error) {
 	if location == "" {
 		return nil, errors.New("redirect without a Location")
@@ -60,6 +62,9 @@ func (r redirects) target(at *url.URL, location string) (*url.URL, error) {
 		return nil, fmt.Errorf("redirect to %s without TLS", u.Host)
 	case !r.allowed(host):
 		return nil, fmt.Errorf("redirect to %s, which is neither a server nor beside one; name its domain in redirect-to to allow it", u.Host)
+	case u.EscapedPath() != wire.ControlPath:
+		// The host may serve other things, which the token is not for.
+		return nil, fmt.Errorf("redirect to %s, but not the path of a control socket", u.Host)
 	}
 	return u, nil
 }

@@ -19,17 +19,17 @@ func TestRedirectTargets(t *testing.T) {
 	}{
 		{"wss://edge.example.com", "", "https://edge.example.com/.iottunnel/v1/control?device=a&to=edge-2", "wss://edge.example.com/.iottunnel/v1/control?device=a&to=edge-2"},
 		{"wss://edge.example.com", "", "/.iottunnel/v1/control?a", "wss://edge.example.com/.iottunnel/v1/control?a"},
-		{"wss://edge.example.com", "", "wss://edge.example.com:8443/x", "wss://edge.example.com:8443/x"},
-		{"wss://edge.example.com", "", "https://edge-2.example.com/x", "wss://edge-2.example.com/x"},
-		{"wss://edge.example.com", "", "https://EDGE-2.EXAMPLE.COM./x", "wss://EDGE-2.EXAMPLE.COM./x"},
-		{"wss://edge.example.com", "", "https://example.com/x", "wss://example.com/x"},
-		{"wss://edge.example.com", "", "https://a.b.example.com/x", "wss://a.b.example.com/x"},
-		{"wss://edge.example.com wss://other.example.net", "", "https://other.example.net/x", "wss://other.example.net/x"},
-		{"wss://edge.example.com", "nodes.example.net", "https://n1.nodes.example.net/x", "wss://n1.nodes.example.net/x"},
-		{"wss://edge.example.com", ".nodes.example.net", "https://nodes.example.net/x", "wss://nodes.example.net/x"},
-		{"ws://127.0.0.1:8080", "", "http://127.0.0.1:8081/x", "ws://127.0.0.1:8081/x"},
-		{"ws://localhost:8080", "", "http://localhost:8081/x", "ws://localhost:8081/x"},
-		{"ws://localhost:8080", "", "https://localhost/x", "wss://localhost/x"},
+		{"wss://edge.example.com", "", "wss://edge.example.com:8443/.iottunnel/v1/control", "wss://edge.example.com:8443/.iottunnel/v1/control"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com/.iottunnel/v1/control", "wss://edge-2.example.com/.iottunnel/v1/control"},
+		{"wss://edge.example.com", "", "https://EDGE-2.EXAMPLE.COM./.iottunnel/v1/control", "wss://EDGE-2.EXAMPLE.COM./.iottunnel/v1/control"},
+		{"wss://edge.example.com", "", "https://example.com/.iottunnel/v1/control", "wss://example.com/.iottunnel/v1/control"},
+		{"wss://edge.example.com", "", "https://a.b.example.com/.iottunnel/v1/control", "wss://a.b.example.com/.iottunnel/v1/control"},
+		{"wss://edge.example.com wss://other.example.net", "", "https://other.example.net/.iottunnel/v1/control", "wss://other.example.net/.iottunnel/v1/control"},
+		{"wss://edge.example.com", "nodes.example.net", "https://n1.nodes.example.net/.iottunnel/v1/control", "wss://n1.nodes.example.net/.iottunnel/v1/control"},
+		{"wss://edge.example.com", ".nodes.example.net", "https://nodes.example.net/.iottunnel/v1/control", "wss://nodes.example.net/.iottunnel/v1/control"},
+		{"ws://127.0.0.1:8080", "", "http://127.0.0.1:8081/.iottunnel/v1/control", "ws://127.0.0.1:8081/.iottunnel/v1/control"},
+		{"ws://localhost:8080", "", "http://localhost:8081/.iottunnel/v1/control", "ws://localhost:8081/.iottunnel/v1/control"},
+		{"ws://localhost:8080", "", "https://localhost/.iottunnel/v1/control", "wss://localhost/.iottunnel/v1/control"},
 
 		{"wss://edge.example.com", "", "", "without a Location"},
 		{"wss://edge.example.com", "", "https://evil.example.net/x", "neither a server nor beside one"},
@@ -52,6 +52,15 @@ func TestRedirectTargets(t *testing.T) {
 		{"wss://edge.example.com", "", "https:///x", "not to an edge's URL"},
 		{"wss://edge.example.com", "", "https://edge.example.com/x#y", "not to an edge's URL"},
 		{"wss://edge.example.com", "", "https://edge.example.com/%zz", "not a URL"},
+		{"wss://edge.example.com", "", "https://blog.example.com/collect?x=1", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "/", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "transfer?a", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com/.iottunnel/v2/control", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com/.iottunnel/v1/control/", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com//.iottunnel/v1/control", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com/%2Eiottunnel/v1/control", "not the path of a control socket"},
+		{"wss://edge.example.com", "", "https://edge-2.example.com/x/../.iottunnel/v1%2Fcontrol", "not the path of a control socket"},
 	} {
 		var servers []*server
 		for s := range strings.FieldsSeq(test.servers) {
@@ -73,7 +82,7 @@ func TestRedirectTargets(t *testing.T) {
 }
 
 func FuzzRedirectKeepsToTLS(f *testing.F) {
-	for _, location := range []string{"https://a.example.com/", "//a.example.com/", "http://a.example.com", "https:/a", "wss://a.example.com:1/?q", "https://a.example.com@b/"} {
+	for _, location := range []string{"https://a.example.com/.iottunnel/v1/control?a", "//a.example.com/", "http://a.example.com", "https:/a", "wss://a.example.com:1/?q", "https://a.example.com@b/"} {
 		f.Add(location)
 	}
 	at := &url.URL{Scheme: "wss", Host: "edge.example.com", Path: wire.ControlPath}
@@ -84,7 +93,7 @@ func FuzzRedirectKeepsToTLS(f *testing.F) {
 			return
 		}
 		host := strings.Trim(strings.ToLower(u.Hostname()), ".")
-		if u.Scheme != "wss" || u.User != nil || host != "example.com" && !strings.HasSuffix(host, ".example.com") {
+		if u.Scheme != "wss" || u.EscapedPath() != wire.ControlPath || u.User != nil || host != "example.com" && !strings.HasSuffix(host, ".example.com") {
 			t.Errorf("%q leads to %s", location, u)
 		}
 	})
@@ -128,7 +137,7 @@ func TestRedirectIsFollowed(t *testing.T) {
 
 func TestRedirectThatFails(t *testing.T) {
 	for name, location := range map[string]func(t *testing.T) string{
-		"nobody there": func(*testing.T) string { return "http://127.0.0.1:1/" },
+		"nobody there": func(*testing.T) string { return "http://127.0.0.1:1" + wire.ControlPath },
 		"refused": func(t *testing.T) string {
 			e := startEdge(t)
 			e.answer = refuseWith(503, "")
@@ -139,7 +148,16 @@ func TestRedirectThatFails(t *testing.T) {
 			e.answer = refuseWith(302, "", "Location", e.url+wire.ControlPath+"?device=a")
 			return e.url + wire.ControlPath + "?device=a"
 		},
-		"elsewhere": func(*testing.T) string { return "https://evil.example.net/" },
+		"elsewhere": func(*testing.T) string { return "https://evil.example.net" + wire.ControlPath },
+		"another path": func(t *testing.T) string {
+			e := startEdge(t)
+			t.Cleanup(func() {
+				if len(e.asked)+len(e.transfers) > 0 {
+					t.Error("the agent, and its token, went to another path")
+				}
+			})
+			return e.url + "/collect?x=1"
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e := startEdge(t)
@@ -159,7 +177,7 @@ func TestRedirectThatFails(t *testing.T) {
 // the place it names gets no token.
 func TestRedirectAgainstTheWord(t *testing.T) {
 	e := startEdge(t)
-	e.answer = refuseWith(http.StatusTemporaryRedirect, "", "Location", "https://evil.example.net/")
+	e.answer = refuseWith(http.StatusTemporaryRedirect, "", "Location", "https://evil.example.net"+wire.ControlPath)
 	c := config(e, echo(t))
 	c.Once = true
 	err := mustNew(t, c).Run(t.Context())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"slices"
 	"sync"
@@ -211,7 +210,7 @@ func (a *Agent) hold(ctx context.Context, t *tunnel) error {
 		case within := <-t.drained:
 			if move == nil {
 				a.log.Info("edge is draining", "within", within)
-				timer := time.NewTimer(rand.N(within + 1))
+				timer := time.NewTimer(a.plan.move(within, time.Since(t.since)))
 				defer timer.Stop()
 				move = timer.C
 			}

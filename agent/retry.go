@@ -198,6 +198,18 @@ func (p *plan) afterTunnel(err error, up time.Duration) {
 	}
 }
 
+// move is the pause before a tunnel is left that has been up for that long, and
+// that the edge wants to be left within a time. One that has not held counts as a
+// failure: an edge that sends each new tunnel away is asked ever less often.
+func (p *plan) move(within, up time.Duration) time.Duration {
+	pause := rand.N(within + 1)
+	if up+pause < held {
+		return pause + p.backoff.next()
+	}
+	p.backoff.failures = 0
+	return pause
+}
+
 // afterClose is the pause that a close code asks for; 0 for none.
 func (p *plan) afterClose(err error) time.Duration {
 	var closed *ClosedError

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -359,6 +360,57 @@ func TestDrainedTunnelIsReplaced(t *testing.T) {
 		next.Ping()
 		if len(e.tunnels) != 0 || len(next.bye) != 0 {
 			t.Error("the new tunnel did not stay")
+		}
+	})
+}
+
+// An edge that wants each new tunnel to be left at once is not asked for the next
+// one at once.
+func TestDrainOfShortTunnelsBacksOff(t *testing.T) {
+	const during, most = 10 * time.Minute, 100
+	drain := func(n int, e *edge) func(http.ResponseWriter, *http.Request) bool {
+		return func(http.ResponseWriter, *http.Request) bool {
+			go func() {
+				tunnel := <-e.tunnels
+				tunnel.greet("900")
+				if n < most { // else time would never pass
+					tunnel.WriteMessage(socket.Text, []byte(`{"type":"drain","within_s":0}`)) // it may have been left
+				}
+			}()
+			return false
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		pauses := attempts(t, Config{}, during, drain)
+		if len(pauses) < 20 || len(pauses) >= most-1 {
+			t.Fatalf("%d tunnels in %v", len(pauses), during)
+		}
+		if first := pauses[0]; first > firstRetry {
+			t.Errorf("the first move after %v", first)
+		}
+	})
+}
+
+// A tunnel that has held is left within the time that the edge gives, however many
+// have failed before it.
+func TestDrainOfLongTunnelsDoesNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const within = time.Second
+		a := mustNew(t, config(nil, Forward{Port: 80, Dial: nowhere}))
+		a.plan.backoff.failures = 20
+		e := memoryEdge(t, a)
+		start(t, a)
+		for range 20 {
+			tunnel := <-e.tunnels
+			tunnel.greet("900")
+			time.Sleep(held)
+			tunnel.say(`{"type":"drain","within_s":1}`)
+			began := time.Now()
+			next := <-e.tunnels
+			if d := time.Since(began); d > within {
+				t.Fatalf("moved after %v", d)
+			}
+			e.tunnels <- next
 		}
 	})
 }

@@ -21,6 +21,13 @@ import (
 // the first is free.
 const labelTries = 5
 
+// How often one device may come, and may be taken from one instance by another:
+// so many at once, and so many per second in the long run.
+const (
+	arrivalBurst, arrivalRate = 30, 0.5
+	rivalBurst, rivalRate     = 3, 3.0 / 60
+)
+
 // ServeAgent answers a request under wire.Root: it accepts control and transfer
 // sockets and refuses the rest. It returns as soon as a socket is handed over,
 // so that nothing of the request is kept alive. from is the agent's address, as
@@ -58,7 +65,7 @@ var errGone = errors.New("the agent left during the upgrade")
 // refuse answers a handshake that failed, and logs it.
 func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, err error) {
 	if h.refusals.take() {
-		h.log().Warn("agent refused", "path", r.URL.Path, "device", r.URL.Query().Get("device"),
+		h.log().Warn("agent refused", "path", cut(r.URL.Path), "device", cut(r.URL.Query().Get("device")),
 			"remote", from, "reason", err)
 	}
 	if errors.Is(err, errGone) {
@@ -74,6 +81,15 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, er
 	answer.WriteJSON(w)
 }
 
+// cut bounds what strangers can write into the log.
+func cut(s string) string {
+	const most = 64
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
 func wrongPath(path string) error {
 	version, _, _ := strings.Cut(strings.TrimPrefix(path, wire.Root), "/")
 	if version == "v1" {
@@ -85,9 +101,8 @@ func wrongPath(path string) error {
 // checkHandshake checks what both sockets have in common (protocol §2).
 func (h *Hub) checkHandshake(r *http.Request, from netip.Addr) error {
 	s := h.settings.Load()
-	origin := strings.ToLower(r.Header.Get("Origin"))
 	switch {
-	case strings.HasPrefix(origin, "http:") || strings.HasPrefix(origin, "https:"):
+	case len(r.Header["Origin"]) > 0: // of whatever kind: `null` is a web page's, too
 		return &answers.Error{Code: wire.Forbidden, Message: "web pages may not open tunnels (an Origin was sent)"}
 	case r.ProtoMajor != 1 || !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", "websocket"):
 		return &answers.Error{Code: wire.UpgradeRequired, Message: "a WebSocket upgrade over HTTP/1.1 is needed here"}
@@ -136,25 +151,14 @@ func bearer(r *http.Request) string {
 
 // acceptControl authenticates an agent, claims its device and starts its tunnel.
 func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.Addr) error {
-	done, retry, ok := h.handshakes.begin(from)
-	if !ok {
-		return &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many handshakes from this address"}
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), h.settings.Load().Limits.HandshakeTimeout)
 	defer cancel()
 	t, err := h.authorise(ctx, r, from)
-	done(err == nil)
 	if err != nil {
 		return err
 	}
-	if h.Tunnels() >= h.settings.Load().Limits.Tunnels {
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 30 * time.Second, Message: "this node has as many tunnels as it may"}
-	}
-	if !h.joined.Load() {
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 3 * time.Second, Message: "the registry does not know this node"}
-	}
-	if !h.arrivals.take() {
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Message: "too many agents arrive at once"}
+	if err := h.admit(t.holder.Device); err != nil {
+		return err
 	}
 	defer h.unclaim(t.holder.Tunnel)
 	lease, err := h.claim(ctx, t)
@@ -168,6 +172,28 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.A
 	}
 	t.log().Info("tunnel up", "label", t.label, "remote", from, "ports", len(t.hello.Ports), "new_name", lease.Fresh)
 	h.emit("online", map[string]any{"device": t.holder.Device, "label": t.label})
+	return nil
+}
+
+// admit decides whether there is room for a tunnel of a device that has proved
+// itself. No device can use up what is there for all.
+func (h *Hub) admit(device string) error {
+	limits := h.settings.Load().Limits
+	h.mu.Lock()
+	d := h.deviceLocked(device)
+	full := len(h.tunnels) >= limits.Tunnels
+	h.mu.Unlock()
+	if t, _ := d.live(); full && t == nil {
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 30 * time.Second, Message: "this node has as many tunnels as it may"}
+	}
+	switch {
+	case !h.joined.Load():
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: registry.NodeHeartbeat, Message: "the registry does not know this node"}
+	case !d.arrives.take():
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 5 * time.Second, Message: "this device comes too often"}
+	case !h.arrivals.take():
+		return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Message: "too many agents arrive at once"}
+	}
 	return nil
 }
 
@@ -188,30 +214,37 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		c.TLS = r.TLS // kept for as long as the tunnel lives, so only where it says something
 	}
-	if err := authenticate(ctx, s.Authenticators, c); err != nil {
+	done, retry, ok := h.handshakes.begin(from, hello.Device)
+	if !ok {
+		return nil, tooMany(retry)
+	}
+	err = authenticate(ctx, s.Authenticators, c)
+	done(err == nil)
+	if err != nil {
 		return nil, &answers.Error{Code: wire.Unauthorized, Message: "device or token is wrong", Cause: err}
 	}
-	heartbeat := s.Heartbeat
-	if hello.Heartbeat > 0 {
-		heartbeat = time.Duration(hello.Heartbeat) * time.Second
-	}
 	secret := wire.NewID()
-	return &tunnel{
+	t := &tunnel{
 		hub:        h,
 		holder:     registry.Holder{Device: hello.Device, Tunnel: wire.NewID()},
 		hello:      hello,
-		heartbeat:  heartbeat,
-		streams:    within(hello.Streams, s.Limits.StreamsPerDevice),
 		messageMax: within(hello.MessageMax, wire.DefaultMessage),
 		secret:     secret,
 		hash:       hashed(secret),
 		credential: c,
+		settings:   s,
 		remote:     from,
 		since:      time.Now(),
 		greeted:    make(chan struct{}),
 		ended:      make(chan struct{}),
 		opening:    make(map[string]*opening),
-	}, nil
+	}
+	t.bound = t.bounds(s)
+	return t, nil
+}
+
+func tooMany(retry time.Duration) error {
+	return &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many handshakes from this address"}
 }
 
 // within is what an agent asks for, if it does, up to most.
@@ -244,25 +277,56 @@ func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
 		lease, err := h.reg.Claim(ctx, c)
 		var held *registry.HeldError
 		switch {
-		case err == nil:
+		case err == nil && (lease.Label == c.Device) == (s.Hostname == HostnameDevice):
 			return lease, nil
+		case err == nil: // a label from before the mode of hostnames was changed
+			if err := h.reg.Release(ctx, lease.Holder, 0, "renamed"); err != nil && !errors.Is(err, registry.ErrLost) {
+				return registry.Lease{}, registryAway(err)
+			}
+			c.Evict = registry.Holder{}
 		case errors.Is(err, registry.ErrLabelTaken) && s.Hostname == HostnameRandom:
 		case errors.Is(err, registry.ErrLabelTaken):
 			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Minute, Cause: err,
 				Message: "the name of this device is leased to another one"}
 		case errors.As(err, &held):
-			if h.incumbentLives(ctx, held.Incumbent) {
+			if h.incumbentLives(ctx, held.Incumbent) || h.rival(c.Device) {
 				return registry.Lease{}, &answers.Error{Code: wire.DeviceConnected, RetryAfter: 10 * time.Second,
 					Message: "another device of this name is connected"}
 			}
 			c.Evict = held.Incumbent.Holder
 		default:
-			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Cause: err,
-				Message: "the registry does not answer"}
+			return registry.Lease{}, registryAway(err)
 		}
 	}
 	return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second,
 		Message: "the device is claimed by several agents at once"}
+}
+
+func registryAway(err error) error {
+	return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Cause: err, Message: "the registry does not answer"}
+}
+
+// rival counts that an instance wants a device from another one that looks dead.
+// When that happens again and again, there are two devices of one name: the
+// newcomer has to wait, and operators are told.
+func (h *Hub) rival(device string) (tooOften bool) {
+	h.mu.Lock()
+	d := h.deviceLocked(device)
+	h.mu.Unlock()
+	if d.rivals.take() {
+		return false
+	}
+	d.mu.Lock()
+	tell := time.Since(d.cloned) > time.Minute
+	if tell {
+		d.cloned = time.Now()
+	}
+	d.mu.Unlock()
+	if tell {
+		h.log().Warn("two devices of one name fight for it: give each an id of its own", "device", device)
+		h.emit("cloned", map[string]any{"device": device})
+	}
+	return true
 }
 
 // incumbentLives asks the tunnel that holds a device for a sign of life.
@@ -316,7 +380,16 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 		old.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
 	}
 	// Not before: ports of a device without a tunnel may be closed any moment.
-	t.addresses = h.leasePorts(ctx, t)
+	b := t.inForce()
+	b.addresses = h.leasePorts(ctx, t)
+	t.setBounds(b)
+	// What Update did to the tunnels there were has passed this one by.
+	if now := h.settings.Load(); now != t.settings {
+		h.reauthorise(t)
+		if now.renames(t.settings) {
+			t.closeSoon(wire.CloseRestart, "hostnames have changed")
+		}
+	}
 	go t.run() // register counted it; Shutdown waits for it
 	return nil
 }
@@ -342,7 +415,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 		return nil, nil, false
 	}
 	t.device = h.deviceLocked(t.holder.Device)
-	if old, drop, ok = t.device.take(t, t.streams); !ok {
+	if old, drop, ok = t.device.take(t, t.bound.streams); !ok {
 		return nil, nil, false
 	}
 	h.wg.Add(1)
@@ -351,7 +424,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	h.labels.Store(t.label, t)
 	t.device.wake() // now that the label leads here
 	t.pulse.heard = t.sock.Heard()
-	h.wheel.add(t, jitter(t.heartbeat))
+	h.wheel.add(t, jitter(t.bound.heartbeat))
 	return old, drop, true
 }
 
@@ -374,6 +447,8 @@ func (h *Hub) deviceLocked(id string) *device {
 	d := h.devices[id]
 	if d == nil {
 		d = &device{id: id, changed: make(chan struct{}), gone: time.Now()}
+		d.arrives.set(arrivalBurst, arrivalRate)
+		d.rivals.set(rivalBurst, rivalRate)
 		h.devices[id] = d
 		h.gone[d] = struct{}{}
 	}
@@ -395,9 +470,9 @@ func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, from netip.
 	}
 	got := hashed(bearer(r))
 	if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-		done, retry, ok := h.handshakes.begin(from)
+		done, retry, ok := h.handshakes.begin(from, "")
 		if !ok {
-			return &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many handshakes from this address"}
+			return tooMany(retry)
 		}
 		done(false)
 		return &answers.Error{Code: wire.Unauthorized, Message: "tunnel or secret is wrong"}

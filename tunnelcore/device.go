@@ -5,9 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
-	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 const (
@@ -20,7 +18,7 @@ const (
 	// slotTime is how long a visitor waits for a stream to end when the device
 	// has no room for another.
 	slotTime = 10 * time.Second
-	// maxWaiting bounds the visitors who wait for one device.
+	// maxWaiting bounds the visitors who wait for one device to come back.
 	maxWaiting = 256
 )
 
@@ -36,35 +34,49 @@ type device struct {
 	gone    time.Time     // when the last tunnel ended
 	unclean bool          // it ended without a goodbye
 	waiting int           // visitors who wait for it
+	arrives bucket        // of tunnels, and
+	rivals  bucket        // of other instances that want it while it is connected
+	cloned  time.Time     // when that was last told of
 }
 
 // session is one instance of a device's agent: what its streams share, over
 // reconnects.
 type session struct {
 	instance string
-	slots    chan struct{} // as many as streams may be open at once
+	slots    *slots // as many as streams may be open at once
 	streams  map[*stream.Stream]int64
+	ended    bool // no stream may be added
 }
 
 // take makes t the tunnel of d, unless d has a newer one. It returns the tunnel
 // that t replaces, and the streams to abort: those of another instance. Visitors
 // who wait are not woken yet.
-func (d *device) take(t *tunnel, slots int) (old *tunnel, drop []*stream.Stream, ok bool) {
+func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Stream, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.tunnel != nil && d.tunnel.holder.Generation > t.holder.Generation {
 		return nil, nil, false
 	}
 	old, d.tunnel = d.tunnel, t
-	if d.session == nil || d.session.instance != t.hello.Instance {
-		drop = d.session.all()
+	if d.session == nil || d.session.ended || d.session.instance != t.hello.Instance {
+		drop = d.session.end()
 		d.session = &session{
 			instance: t.hello.Instance,
-			slots:    make(chan struct{}, slots),
+			slots:    new(slots),
 			streams:  make(map[*stream.Stream]int64),
 		}
 	}
+	d.session.slots.resize(streams)
 	return old, drop, true
+}
+
+// resize changes how many streams d may have at once, if t is its tunnel.
+func (d *device) resize(t *tunnel, streams int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.tunnel == t {
+		d.session.slots.resize(streams)
+	}
 }
 
 // leave says that t has ended. It does nothing, and says false, if t has been
@@ -136,37 +148,11 @@ func (d *device) count(n int) {
 	d.waiting += n
 }
 
-// acquire takes a slot for a stream. If there is none it calls crowded, and waits
-// for one.
-func (d *device) acquire(ctx context.Context, s *session, crowded func()) error {
-	select {
-	case s.slots <- struct{}{}:
-		return nil
-	default:
-	}
-	crowded()
-	d.count(1)
-	defer d.count(-1)
-	timeout := time.NewTimer(slotTime)
-	defer timeout.Stop()
-	select {
-	case s.slots <- struct{}{}:
-		return nil
-	case <-timeout.C:
-		return &answers.Error{
-			Code: wire.DeviceBusy, RetryAfter: slotTime,
-			Message: "the device serves as many visitors as it can",
-		}
-	case <-ctx.Done():
-		return answers.From(ctx.Err())
-	}
-}
-
-// add counts a stream; false when its session has been replaced meanwhile.
+// add counts a stream; false when its session has ended meanwhile.
 func (d *device) add(s *session, c *stream.Stream) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.session != s {
+	if s.ended {
 		return false
 	}
 	s.streams[c] = 0
@@ -186,10 +172,10 @@ func (d *device) streaming() bool {
 	return d.session != nil && len(d.session.streams) > 0
 }
 
-// dropStreams aborts every stream of d.
+// dropStreams aborts every stream of d, and those that are being opened.
 func (d *device) dropStreams() {
 	d.mu.Lock()
-	all := d.session.all()
+	all := d.session.end()
 	d.mu.Unlock()
 	abortAll(all)
 }
@@ -198,6 +184,16 @@ func abortAll(all []*stream.Stream) {
 	for _, c := range all {
 		c.Abort()
 	}
+}
+
+// end lets no further stream in, and returns those there are. It wants the
+// device's mu.
+func (s *session) end() []*stream.Stream {
+	if s == nil {
+		return nil
+	}
+	s.ended = true
+	return s.all()
 }
 
 // all wants the device's mu.

@@ -76,12 +76,14 @@ func (h *Hub) dial(ctx context.Context, device string, port uint16, from netip.A
 			f(t.holder.Tunnel)
 		}
 	}
-	if err := d.acquire(ctx, s, crowded); err != nil {
-		return nil, err
+	if err := s.slots.acquire(ctx, slotTime, crowded); errors.Is(err, errNoSlot) {
+		return nil, &answers.Error{Code: wire.DeviceBusy, RetryAfter: slotTime, Message: "the device serves as many visitors as it can"}
+	} else if err != nil {
+		return nil, answers.From(err)
 	}
 	o := &opening{
 		tunnel: t, session: s, id: wire.NewID(),
-		result: make(chan result, 1), release: sync.OnceFunc(func() { <-s.slots }),
+		result: make(chan result, 1), release: sync.OnceFunc(s.slots.release),
 	}
 	c, err := t.open(ctx, o, port, from)
 	if err != nil {
@@ -208,7 +210,7 @@ func (o *opening) attach(sock *socket.Socket) {
 		o.fail(noTunnel("the device has started anew"))
 		return
 	}
-	if !o.settle(result{conn: c}) {
-		c.Abort() // the visitor has given up
+	if !o.settle(result{conn: c}) || h.ctx.Err() != nil {
+		c.Abort() // the visitor has given up, or Shutdown has lost its patience
 	}
 }

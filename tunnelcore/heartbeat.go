@@ -98,9 +98,9 @@ func (h *Hub) beatTunnels() {
 		p.missed++
 		ping = append(ping, t)
 		if p.missed == 2 {
-			h.wheel.add(t, min(graceTime, t.heartbeat))
+			h.wheel.add(t, min(graceTime, t.inForce().heartbeat))
 		} else {
-			h.wheel.add(t, jitter(t.heartbeat))
+			h.wheel.add(t, jitter(t.inForce().heartbeat))
 		}
 	}
 	h.mu.Unlock()

@@ -53,7 +53,9 @@ type Hub struct {
 	arrivals   bucket
 	refusals   bucket // of log lines
 
-	ports *ports
+	ports    *ports
+	visitors visitors
+
 	// joined: the registry knows this node, so that claims count.
 	joined atomic.Bool
 
@@ -84,12 +86,12 @@ func New(c Config) (*Hub, error) {
 		gone:     make(map[*device]struct{}),
 		tunnels:  make(map[string]*tunnel),
 		claiming: make(map[string]struct{}),
+		visitors: visitors{by: make(map[source]*slots)},
 	}
 	h.ports = &ports{
-		hub:     h,
-		open:    make(map[uint16]*publicPort),
-		by:      make(map[string][]*publicPort),
-		streams: make(map[source]int),
+		hub:  h,
+		open: make(map[uint16]*publicPort),
+		by:   make(map[string][]*publicPort),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.store(c.Settings)
@@ -105,24 +107,37 @@ func New(c Config) (*Hub, error) {
 
 // Update replaces the settings. Live tunnels are authorised again: those that
 // fail are closed with code 4003. After a change of domain or hostname mode all
-// are closed with 1012, one after the other, for agents to learn their new names.
+// are closed with 1012, one after the other, for agents to learn their new names;
+// else agents are told of the bounds and public ports that have changed.
 func (h *Hub) Update(s Settings) {
 	old := h.settings.Load()
 	h.store(s)
-	renamed := old.Domain != s.Domain || old.Hostname != h.settings.Load().Hostname
 	select {
 	case h.changed <- struct{}{}:
-	default: // a wake-up is due already
+	default: // refreshing looks anyway
 	}
-	if h.begin() {
-		go func() { // housekeeping of the hub: Shutdown waits for it
-			defer h.wg.Done()
-			h.reauthorise()
-			if renamed {
-				h.closeAll("hostnames have changed", renameTime)
-			}
-		}()
+	if !h.begin() {
+		return
 	}
+	go func() { // Shutdown waits for it
+		defer h.wg.Done()
+		all := h.live()
+		for _, t := range all {
+			h.reauthorise(t)
+		}
+		if h.settings.Load().renames(old) {
+			h.closeAll("hostnames have changed", renameTime)
+			return
+		}
+		for _, t := range all {
+			h.rebound(t)
+		}
+	}()
+}
+
+// renames reports whether devices have other hostnames than by old.
+func (s *Settings) renames(old *Settings) bool {
+	return s.Domain != old.Domain || s.Hostname != old.Hostname
 }
 
 // closeAll tells the agents of all tunnels to come back, spread over d.
@@ -152,8 +167,8 @@ func (h *Hub) store(s Settings) {
 	}
 	h.settings.Store(&s)
 	h.handshakes.setLimit(s.Limits.UnauthenticatedPerAddress)
-	h.arrivals.setRate(s.Limits.NewTunnels)
-	h.refusals.setRate(refusalsLogged)
+	h.arrivals.set(float64(s.Limits.NewTunnels), float64(s.Limits.NewTunnels))
+	h.refusals.set(refusalsLogged, refusalsLogged)
 }
 
 func (h *Hub) log() *slog.Logger { return h.settings.Load().Logger }
@@ -177,16 +192,27 @@ func (h *Hub) begin() bool {
 	return true
 }
 
-// reauthorise closes the tunnels that today's authenticators do not let in.
-func (h *Hub) reauthorise() {
-	s := h.settings.Load()
-	for _, t := range h.live() {
-		err := authenticate(h.ctx, s.Authenticators, t.credential)
-		if err != nil && h.ctx.Err() == nil {
-			t.log().Warn("authorisation withdrawn", "reason", err)
-			t.close(wire.CloseRevoked, "authorisation withdrawn")
-			t.device.dropStreams()
-		}
+// reauthorise closes a tunnel, and its streams, that today's authenticators do
+// not let in.
+func (h *Hub) reauthorise(t *tunnel) {
+	err := authenticate(h.ctx, h.settings.Load().Authenticators, t.credential)
+	if err == nil || h.ctx.Err() != nil {
+		return
+	}
+	t.log().Warn("authorisation withdrawn", "reason", err)
+	t.device.dropStreams()
+	t.closeSoon(wire.CloseRevoked, "authorisation withdrawn")
+}
+
+// rebound brings a tunnel to today's settings, and tells its agent.
+func (h *Hub) rebound(t *tunnel) {
+	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+	defer cancel()
+	b := t.bounds(h.settings.Load())
+	b.addresses = h.leasePorts(ctx, t)
+	if t.setBounds(b) {
+		// An agent that does not take it is found by its heartbeat.
+		_ = t.announce()
 	}
 }
 

@@ -6,22 +6,30 @@ import (
 	"time"
 )
 
-// maxAddresses bounds what a handshakeLimiter remembers. Past it, addresses that
-// are not known yet are let through: authentication still stands behind it.
+// maxAddresses bounds what a handshakeLimiter remembers. Past it, those that are
+// not known yet are let through: authentication still stands behind it.
 const maxAddresses = 1 << 16
 
 // refusalMemory is how long a refused handshake counts against its address.
 const refusalMemory = time.Minute
 
-// handshakeLimiter bounds, per client address, the handshakes that are under way
-// or were refused lately, so that one address can neither guess secrets fast nor
-// hold the doors. The zero value with a limit set is ready.
+// handshakeLimiter bounds, per client address, the handshakes that are under way,
+// and per address and device those that were refused lately: one address can
+// neither guess secrets fast nor hold the doors, and who guesses keeps no other
+// device behind the same NAT out. The zero value with a limit set is ready.
 type handshakeLimiter struct {
 	mu     sync.Mutex // guards what follows
 	limit  int
-	by     map[netip.Addr]*attempts
+	by     map[attempt]*attempts
 	swept  time.Time
 	nowFor func() time.Time // nil: time.Now
+}
+
+// attempt is what refusals are counted by. Handshakes under way are counted
+// without a device.
+type attempt struct {
+	addr   netip.Addr
+	device string
 }
 
 type attempts struct {
@@ -44,39 +52,48 @@ func (l *handshakeLimiter) now() time.Time {
 	return time.Now()
 }
 
-// begin asks for a handshake from addr. When it may go on, done must be called,
-// with whether the agent proved who it is; else retry is when to come again.
-func (l *handshakeLimiter) begin(addr netip.Addr) (done func(proved bool), retry time.Duration, ok bool) {
+// begin asks for a handshake of a device from addr. When it may go on, done must
+// be called, with whether the agent proved who it is; else retry is when to come
+// again.
+func (l *handshakeLimiter) begin(addr netip.Addr, device string) (done func(proved bool), retry time.Duration, ok bool) {
 	key := addressKey(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
 	l.sweepLocked(now)
-	a := l.by[key]
-	if a == nil {
-		a = &attempts{at: now}
-		if l.by == nil {
-			l.by = make(map[netip.Addr]*attempts)
-		}
-		if len(l.by) < maxAddresses {
-			l.by[key] = a
-		}
+	all, one := l.getLocked(attempt{addr: key}, now), l.getLocked(attempt{key, device}, now)
+	if all.underWay >= l.limit {
+		return nil, time.Second, false
 	}
-	l.decay(a, now)
-	if over := float64(a.underWay) + a.refused + 1 - float64(l.limit); over > 0 {
-		wait := time.Duration(over / float64(l.limit) * float64(refusalMemory))
-		return nil, max(wait, time.Second), false
+	if over := one.refused + 1 - float64(l.limit); over > 0 {
+		return nil, max(time.Duration(over/float64(l.limit)*float64(refusalMemory)), time.Second), false
 	}
-	a.underWay++
+	all.underWay++
 	return func(proved bool) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		a.underWay--
+		all.underWay--
 		if !proved {
-			l.decay(a, l.now())
-			a.refused++
+			l.decay(one, l.now())
+			one.refused++
 		}
 	}, 0, true
+}
+
+// getLocked returns what is remembered of a. It wants mu.
+func (l *handshakeLimiter) getLocked(a attempt, now time.Time) *attempts {
+	found := l.by[a]
+	if found == nil {
+		found = &attempts{at: now}
+		if l.by == nil {
+			l.by = make(map[attempt]*attempts)
+		}
+		if len(l.by) < maxAddresses {
+			l.by[a] = found
+		}
+	}
+	l.decay(found, now)
+	return found
 }
 
 // decay wants mu.
@@ -112,21 +129,19 @@ func addressKey(a netip.Addr) netip.Addr {
 	return a.WithZone("")
 }
 
-// bucket admits rate events per second, and bursts of as many.
+// bucket admits bursts, and so many events per second in the long run.
 type bucket struct {
 	mu     sync.Mutex // guards what follows
+	burst  float64
 	rate   float64
 	tokens float64
-	at     time.Time
+	at     time.Time // zero: it is full
 }
 
-func (b *bucket) setRate(perSecond int) {
+func (b *bucket) set(burst, rate float64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.rate == 0 {
-		b.tokens, b.at = float64(perSecond), time.Now()
-	}
-	b.rate = float64(perSecond)
+	b.burst, b.rate = burst, rate
 }
 
 // take takes one; false: come again later.
@@ -134,7 +149,11 @@ func (b *bucket) take() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	b.tokens = min(b.rate, b.tokens+b.rate*now.Sub(b.at).Seconds())
+	if b.at.IsZero() {
+		b.tokens = b.burst
+	} else {
+		b.tokens = min(b.burst, b.tokens+b.rate*now.Sub(b.at).Seconds())
+	}
 	b.at = now
 	if b.tokens < 1 {
 		return false

@@ -33,11 +33,10 @@ const acceptPause = 50 * time.Millisecond
 type ports struct {
 	hub *Hub
 
-	mu      sync.Mutex // guards what follows; inside Hub.mu
-	open    map[uint16]*publicPort
-	by      map[string][]*publicPort // by device
-	streams map[source]int
-	closed  bool
+	mu     sync.Mutex // guards what follows; inside Hub.mu
+	open   map[uint16]*publicPort
+	by     map[string][]*publicPort // by device
+	closed bool
 }
 
 // publicPort is one public port, and where it leads.
@@ -47,12 +46,6 @@ type publicPort struct {
 	port      uint16 // of the device
 	bind      []string
 	listeners []net.Listener
-}
-
-// source is a visitor's address at a device.
-type source struct {
-	device string
-	addr   netip.Addr
 }
 
 // leasePorts leases public ports for the tcp ports of t, listens on them, and
@@ -70,7 +63,7 @@ func (h *Hub) leasePorts(ctx context.Context, t *tunnel) map[uint16]string {
 	if tcp != nil {
 		first, last = tcp.First, tcp.Last
 	} else {
-		want = nil
+		want, tcp = nil, new(TCPPorts) // what the device had is given back
 	}
 	leased, err := h.reg.LeasePorts(ctx, t.holder, want, first, last)
 	if err != nil {
@@ -218,7 +211,7 @@ func (p *ports) serve(pp *publicPort, c net.Conn) {
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	log := p.hub.log().With("device", pp.device, "port", pp.number, "remote", from)
-	leave, err := p.enter(source{pp.device, addressKey(from.Addr())}, from.Addr())
+	leave, err := p.enter(pp.device, from.Addr())
 	if err != nil {
 		stream.Abort(c)
 		log.Debug("visitor refused", "reason", err)
@@ -238,23 +231,14 @@ func (p *ports) serve(pp *publicPort, c net.Conn) {
 
 // enter counts a visitor until leave is called; an error says why it may not come
 // in.
-func (p *ports) enter(s source, addr netip.Addr) (leave func(), err error) {
-	settings := p.hub.settings.Load()
-	if settings.TCP != nil && len(settings.TCP.Allow) > 0 &&
-		!slices.ContainsFunc(settings.TCP.Allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
+func (p *ports) enter(device string, addr netip.Addr) (leave func(), err error) {
+	s := p.hub.settings.Load()
+	if s.TCP == nil {
+		return nil, errors.New("public ports are switched off")
+	}
+	if len(s.TCP.Allow) > 0 && !slices.ContainsFunc(s.TCP.Allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
 		return nil, errors.New("address is not allowed")
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.streams[s] >= settings.Limits.StreamsPerAddress {
-		return nil, errors.New("too many streams of one address")
-	}
-	p.streams[s]++
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.streams[s]--; p.streams[s] == 0 {
-			delete(p.streams, s)
-		}
-	}, nil
+	// Without waiting: a TCP client would take that for a device that is slow.
+	return p.hub.visitors.enter(p.hub.ctx, source{device, addressKey(addr)}, s.Limits.StreamsPerAddress, 0)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"net/url"
 	"sync"
@@ -31,14 +32,12 @@ type tunnel struct {
 	device     *device
 	holder     registry.Holder
 	label      string
-	addresses  map[uint16]string // of the device's ports that are public
 	hello      wire.Hello
-	heartbeat  time.Duration
-	streams    int // at once
 	messageMax int
 	secret     string // of transfer sockets
 	hash       [32]byte
 	credential Credential
+	settings   *Settings // under which it was authorised
 	remote     netip.Addr
 	since      time.Time
 	sock       *socket.Socket
@@ -48,11 +47,47 @@ type tunnel struct {
 	pulse pulse // of the heartbeat; belongs to housekeeping
 
 	mu      sync.Mutex // guards what follows
+	bound   bounds
 	opening map[string]*opening
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not
 	clean   bool   // the end is a goodbye: the device is not expected back at once
 	told    bool   // a close frame says so to the agent
+}
+
+// bounds are what settings decide about a tunnel, and its agent is told.
+type bounds struct {
+	heartbeat time.Duration
+	lease     time.Duration
+	streams   int               // at once
+	addresses map[uint16]string // of the device's ports that are public
+}
+
+// bounds returns those that follow from s and what the agent asked for, without
+// addresses.
+func (t *tunnel) bounds(s *Settings) bounds {
+	b := bounds{heartbeat: s.Heartbeat, lease: s.Lease, streams: within(t.hello.Streams, s.Limits.StreamsPerDevice)}
+	if t.hello.Heartbeat > 0 {
+		b.heartbeat = time.Duration(t.hello.Heartbeat) * time.Second
+	}
+	return b
+}
+
+// setBounds puts b in force and reports whether it is anything new.
+func (t *tunnel) setBounds(b bounds) bool {
+	t.mu.Lock()
+	old := t.bound
+	t.bound = b
+	t.mu.Unlock()
+	t.device.resize(t, b.streams)
+	return old.heartbeat != b.heartbeat || old.lease != b.lease || old.streams != b.streams ||
+		!maps.Equal(old.addresses, b.addresses)
+}
+
+func (t *tunnel) inForce() bounds {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.bound
 }
 
 func (t *tunnel) log() *slog.Logger {
@@ -63,23 +98,26 @@ func (t *tunnel) log() *slog.Logger {
 // one goroutine that an idle device costs.
 func (t *tunnel) run() {
 	defer t.hub.wg.Done()
-	err := t.greet()
+	err := t.announce()
+	if err == nil {
+		close(t.greeted)
+	}
 	for err == nil {
 		err = t.receive()
 	}
 	t.end(err)
 }
 
-// greet sends `ready` and a `port` for each port.
-func (t *tunnel) greet() error {
-	s := t.hub.settings.Load()
+// announce sends `ready` and a `port` for each port.
+func (t *tunnel) announce() error {
+	s, b := t.hub.settings.Load(), t.inForce()
 	messages := []wire.Message{&wire.Ready{
 		Tunnel:     t.holder.Tunnel,
-		Heartbeat:  int(t.heartbeat / time.Second),
+		Heartbeat:  int(b.heartbeat / time.Second),
 		Label:      t.label,
 		Hostname:   t.label + "." + s.Domain,
-		Lease:      int64(s.Lease / time.Second),
-		Streams:    t.streams,
+		Lease:      int64(b.lease / time.Second),
+		Streams:    b.streams,
 		MessageMax: t.messageMax,
 		Transfer:   wire.TransferPath + "?node=" + url.QueryEscape(t.hub.node.ID) + "&tunnel=" + t.holder.Tunnel,
 		Secret:     t.secret,
@@ -87,7 +125,7 @@ func (t *tunnel) greet() error {
 	for _, p := range t.hello.Ports {
 		messages = append(messages, &wire.PortInfo{
 			Port: p.Number, Kind: p.Kind,
-			URL: s.url(t.label, p, t.hello.Ports), Addr: t.addresses[p.Number],
+			URL: s.url(t.label, p, t.hello.Ports), Addr: b.addresses[p.Number],
 		})
 	}
 	for _, m := range messages {
@@ -95,7 +133,6 @@ func (t *tunnel) greet() error {
 			return err
 		}
 	}
-	close(t.greeted)
 	return nil
 }
 

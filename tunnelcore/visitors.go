@@ -1,0 +1,66 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// visitors bounds what one address may do at one device at once, so that a
+// single visitor cannot take all of the device's streams.
+type visitors struct {
+	mu sync.Mutex // guards what follows
+	by map[source]*slots
+}
+
+// source is a visitor's address at a device.
+type source struct {
+	device string
+	addr   netip.Addr
+}
+
+// Enter counts a visitor's request to a device, until leave is called: one
+// address has at most Limits.StreamsPerAddress of them at once. Who comes with
+// more waits for a turn. Errors are *answers.Error: too_many, or what ctx says.
+func (h *Hub) Enter(ctx context.Context, device string, addr netip.Addr) (leave func(), err error) {
+	return h.visitors.enter(ctx, source{device, addressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, slotTime)
+}
+
+func (v *visitors) enter(ctx context.Context, from source, limit int, wait time.Duration) (leave func(), err error) {
+	v.mu.Lock()
+	s := v.by[from]
+	if s == nil {
+		s = new(slots)
+		v.by[from] = s
+	}
+	s.resize(limit)
+	// Taken under mu: a gate that nobody uses is removed.
+	err = s.acquire(ctx, 0, nil)
+	if errors.Is(err, errNoSlot) && wait > 0 {
+		v.mu.Unlock()
+		err = s.acquire(ctx, wait, nil)
+		v.mu.Lock()
+	}
+	defer v.mu.Unlock()
+	switch {
+	case err == nil:
+		return func() { v.leave(from, s) }, nil
+	case errors.Is(err, errNoSlot):
+		return nil, &answers.Error{Code: wire.TooMany, RetryAfter: time.Second, Message: "too many requests of one address to this device"}
+	}
+	return nil, answers.From(err)
+}
+
+func (v *visitors) leave(from source, s *slots) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s.release()
+	if s.idle() && v.by[from] == s {
+		delete(v.by, from)
+	}
+}

@@ -146,16 +146,21 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if e == nil {
 		return respond(w, r, &answers.Error{Code: wire.Unavailable})
 	}
-	if h.Mode != modeAgents {
+	if h.Mode != modeAgents && directlyUnder(r.Host, h.app.Domain) {
+		if refusal := checkTarget(r); refusal != nil {
+			return respond(w, r, refusal)
+		}
 		target, err := h.find(e.hub, r)
-		switch {
-		case err == nil:
-			return h.serveVisitor(w, r, e, target)
-		case !errors.Is(err, tunnelcore.ErrOtherHost):
+		if err != nil {
 			return respond(w, r, answers.From(err))
 		}
+		return h.serveVisitor(w, r, e, target)
 	}
 	if h.Mode != modeDevices && strings.HasPrefix(r.URL.Path, wire.Root) && !under(r.Host, h.app.Domain) {
+		if refusal := checkTarget(r); refusal != nil {
+			refusal.WriteJSON(w)
+			return nil
+		}
 		serveAgent(w, r, e)
 		return nil
 	}
@@ -174,13 +179,13 @@ func directlyUnder(host, domain string) bool {
 	return label != "" && rest == domain
 }
 
-// find resolves the Host of a visitor. Placeholders are set for devices that are
+// find resolves the Host of a visitor, a name under the domain. Placeholders are set for devices that are
 // offline, too: error pages use them.
 func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
 	target, err := hub.Lookup(r.Context(), r.Host)
-	if errors.Is(err, tunnelcore.ErrOtherHost) && directlyUnder(r.Host, h.app.Domain) {
-		// A name that is never leased, such as a--b: it is a device's hostname all
-		// the same, of none.
+	if errors.Is(err, tunnelcore.ErrOtherHost) {
+		// A name that is never leased, such as a--b: it is under the domain all the
+		// same.
 		return target, &answers.Error{Code: wire.UnknownDevice}
 	}
 	if err != nil {

@@ -56,23 +56,27 @@ func TestAuthorisationWithdrawn(t *testing.T) {
 	}
 }
 
-// slowClaim is a registry whose claims wait.
+// slowClaim is a registry in which the claims of one device wait.
 type slowClaim struct {
 	registry.Registry
+	device           string
 	arrived, proceed chan struct{}
 }
 
 func (s *slowClaim) Claim(ctx context.Context, c registry.Claim) (registry.Lease, error) {
-	s.arrived <- struct{}{}
-	<-s.proceed
+	if c.Device == s.device {
+		s.arrived <- struct{}{}
+		<-s.proceed
+	}
 	return s.Registry.Claim(ctx, c)
 }
 
 // An agent whose handshake is under way while it loses its authorisation is not
 // overlooked.
 func TestAuthorisationWithdrawnDuringHandshake(t *testing.T) {
-	reg := &slowClaim{newAway(t).Registry, make(chan struct{}), make(chan struct{})}
+	reg := &slowClaim{newAway(t).Registry, "cam-17", make(chan struct{}), make(chan struct{})}
 	e := startEdgeOver(t, reg, nil)
+	witness := e.connect(hello("cam-18"))
 	agents := make(chan *socket.Socket, 1)
 	h := hello("cam-17")
 	go func() {
@@ -84,6 +88,9 @@ func TestAuthorisationWithdrawnDuringHandshake(t *testing.T) {
 	}()
 	<-reg.arrived
 	e.change(nobody)
+	if c := witness.closed(); c.Code != wire.CloseRevoked { // all that are connected were looked at
+		t.Fatalf("close: %v", c)
+	}
 	close(reg.proceed)
 	s := <-agents
 	defer s.Close()

@@ -6,8 +6,10 @@
 //	make build && cd e2e && go test .
 //
 // The programs are looked for in ../bin, or where IOTTUNNEL_BIN says; a missing
-// one is an error. curl, Chromium (as `chromium`) and the emulators of
-// qemu-user-static must be installed: `make test` does that on Debian and Ubuntu.
+// one is an error. curl, Chromium (as `chromium`), the emulators of
+// qemu-user-static, OpenSSH, git, mosquitto and Redis must be installed, and where
+// networks are made, iproute2 and nftables: `make test` does that on Debian and
+// Ubuntu. Cases that make a [harness.Network] need root; without it they fail.
 //
 // One case, on one face, with what the processes say:
 //
@@ -24,6 +26,10 @@
 // ([harness.Shared]), where it only takes a device. It knows the edge through
 // [harness.Face] alone: where visitors and agents reach it, how it is reloaded and
 // ended, what it logs and holds.
+//
+// With Setup.Host an edge runs on a host of a [harness.Network]: namespaces around a
+// router, with devices and visitors on other hosts, that may be far away, lose
+// packets, fall silent or stand behind boxes of all kinds.
 //
 // A new face is a type with the methods of harness.Kind and harness.Face, and a
 // line in harness.Kinds; every case then runs on it. What it cannot run stands in

@@ -28,8 +28,8 @@ type Agent struct {
 	status  Status
 }
 
-// New makes an agent. An error names the field of c that is wrong, and what it
-// accepts.
+// New makes an agent. Its error is a *ConfigError: the field of c that is wrong,
+// and what it accepts.
 func New(c Config) (*Agent, error) {
 	c, err := c.withDefaults()
 	if err != nil {
@@ -49,12 +49,12 @@ func New(c Config) (*Agent, error) {
 		status:   Status{State: Stopped},
 	}
 	if len(c.Servers) == 0 {
-		return nil, errors.New("agent: Servers: none given; at least one wss://HOST[:PORT]")
+		return nil, fmt.Errorf("agent: %w", wrong("Servers", "none given; at least one wss://HOST[:PORT]"))
 	}
 	for _, s := range c.Servers {
 		u, err := parseServer(s, c.AllowPlaintext)
 		if err != nil {
-			return nil, fmt.Errorf("agent: Servers: %w", err)
+			return nil, fmt.Errorf("agent: %w", &ConfigError{"Servers", err})
 		}
 		a.plan.servers = append(a.plan.servers, &server{url: u})
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -167,20 +168,33 @@ const (
 	maxDevice    = 56 // leaves room for --65535 in a DNS label
 )
 
+// ConfigError is the fault that New finds with a Config.
+type ConfigError struct {
+	Field string // of Config, such as Servers
+	Err   error  // what is wrong with it, and what it accepts
+}
+
+func (e *ConfigError) Error() string { return e.Field + ": " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// wrong makes a *ConfigError.
+func wrong(field, format string, args ...any) error {
+	return &ConfigError{field, fmt.Errorf(format, args...)}
+}
+
 // withDefaults returns c with what is zero filled in, or says what is wrong with
 // it.
 func (c Config) withDefaults() (Config, error) {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
 	setDefault(&c.Profile, Full)
 	setDefault(&c.MaxBackoff, defaultMaxBackoff)
 	setDefault(&c.Streams, wire.DefaultStreams)
 	setDefault(&c.Grace, defaultGrace)
 	if c.Proxy == nil {
-		c.Proxy = func(u *url.URL) (*url.URL, error) {
-			return http.ProxyFromEnvironment(&http.Request{URL: u})
-		}
-	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
+		c.Proxy = proxyOfEnvironment(http.ProxyFromEnvironment)
+		warnOfProxies(c.Logger, os.Getenv)
 	}
 	return c, c.check()
 }
@@ -194,33 +208,33 @@ func setDefault[T comparable](field *T, value T) {
 
 func (c Config) check() error {
 	if err := names.CheckDevice(c.Device); err != nil {
-		return fmt.Errorf("Device: %w", err)
+		return &ConfigError{"Device", err}
 	}
 	if len(c.Device) > maxDevice {
-		return fmt.Errorf("Device: longer than %d characters", maxDevice)
+		return wrong("Device", "longer than %d characters", maxDevice)
 	}
 	if err := checkToken(c.Token); err != nil {
-		return fmt.Errorf("Token: %w", err)
+		return &ConfigError{"Token", err}
 	}
 	switch c.Profile {
 	case Full, Basic:
 	case Inline:
-		return fmt.Errorf("Profile: %s is %w; full or basic", c.Profile, ErrNotBuilt)
+		return wrong("Profile", "%s is %w; full or basic", c.Profile, ErrNotBuilt)
 	default:
-		return fmt.Errorf("Profile: %q is not one: full or basic", c.Profile)
+		return wrong("Profile", "%q is not one: full or basic", c.Profile)
 	}
 	switch {
 	case c.Heartbeat != 0 && c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat:
-		return fmt.Errorf("Heartbeat: %v is not from %v to %v", c.Heartbeat, minHeartbeat, maxHeartbeat)
+		return wrong("Heartbeat", "%v is not from %v to %v", c.Heartbeat, minHeartbeat, maxHeartbeat)
 	case c.MaxBackoff < time.Second || c.MaxBackoff > time.Hour:
-		return fmt.Errorf("MaxBackoff: %v is not from 1s to 1h", c.MaxBackoff)
+		return wrong("MaxBackoff", "%v is not from 1s to 1h", c.MaxBackoff)
 	case c.Streams < 1 || c.Streams > wire.MaxStreams:
-		return fmt.Errorf("Streams: %d is not from 1 to %d", c.Streams, wire.MaxStreams)
+		return wrong("Streams", "%d is not from 1 to %d", c.Streams, wire.MaxStreams)
 	}
 	for _, domain := range c.RedirectTo {
 		// At least two labels: a redirect carries the token.
 		if d := normalDomain(domain); !strings.Contains(d, ".") || strings.ContainsAny(d, "/:@* ") {
-			return fmt.Errorf("RedirectTo: %q is not a domain such as example.com", domain)
+			return wrong("RedirectTo", "%q is not a domain such as example.com", domain)
 		}
 	}
 	return checkForwards(c.Forwards)
@@ -238,19 +252,19 @@ func checkToken(token string) error {
 
 func checkForwards(forwards []Forward) error {
 	if len(forwards) == 0 || len(forwards) > wire.MaxPorts {
-		return fmt.Errorf("Forwards: %d given, 1 to %d are possible", len(forwards), wire.MaxPorts)
+		return wrong("Forwards", "%d given, 1 to %d are possible", len(forwards), wire.MaxPorts)
 	}
 	seen := make(map[uint16]bool)
 	for _, f := range forwards {
 		switch {
 		case f.Port == 0:
-			return errors.New("Forwards: port 0; 1 to 65535 are possible")
+			return wrong("Forwards", "port 0; 1 to 65535 are possible")
 		case seen[f.Port]:
-			return fmt.Errorf("Forwards: port %d is given twice", f.Port)
+			return wrong("Forwards", "port %d is given twice", f.Port)
 		case f.Kind != "" && f.Kind != HTTP && f.Kind != HTTPS && f.Kind != TCP:
-			return fmt.Errorf("Forwards: port %d: kind %q is not http, https or tcp", f.Port, f.Kind)
+			return wrong("Forwards", "port %d: kind %q is not http, https or tcp", f.Port, f.Kind)
 		case (f.Target == "") == (f.Dial == nil):
-			return fmt.Errorf("Forwards: port %d: needs either Target or Dial", f.Port)
+			return wrong("Forwards", "port %d: needs either Target or Dial", f.Port)
 		}
 		seen[f.Port] = true
 		if f.Dial != nil {
@@ -258,7 +272,7 @@ func checkForwards(forwards []Forward) error {
 		}
 		host, port, err := net.SplitHostPort(f.Target)
 		if err != nil || host == "" || !validPort(port) {
-			return fmt.Errorf("Forwards: port %d: target %q is not host:port", f.Port, f.Target)
+			return wrong("Forwards", "port %d: target %q is not host:port", f.Port, f.Target)
 		}
 	}
 	return nil
@@ -269,12 +283,14 @@ func validPort(s string) bool {
 	return err == nil && p.Number != 0 && !strings.Contains(s, "/")
 }
 
-// parseServer reads the URL of a server; its scheme becomes ws or wss.
+// parseServer reads the URL of a server; its scheme becomes ws or wss. Errors do
+// not repeat what may be a secret.
 func parseServer(s string, allowPlaintext bool) (*url.URL, error) {
 	const form = "wss://HOST[:PORT]"
+	shown := redacted(s)
 	u, err := url.Parse(s)
 	if err != nil {
-		return nil, fmt.Errorf("%q is not a URL of the form %s", s, form)
+		return nil, fmt.Errorf("%q is not a URL of the form %s", shown, form)
 	}
 	switch u.Scheme {
 	case "wss", "https":
@@ -282,19 +298,35 @@ func parseServer(s string, allowPlaintext bool) (*url.URL, error) {
 	case "ws", "http":
 		u.Scheme = "ws"
 	default:
-		return nil, fmt.Errorf("%q: scheme is not wss, https, ws or http; give %s", s, form)
+		return nil, fmt.Errorf("%q: scheme is not wss, https, ws or http; give %s", shown, form)
 	}
 	switch {
 	case u.Hostname() == "" || u.Port() != "" && !validPort(u.Port()):
-		return nil, fmt.Errorf("%q is not of the form %s", s, form)
+		return nil, fmt.Errorf("%q is not of the form %s", shown, form)
 	case u.User != nil:
-		return nil, fmt.Errorf("%s: user and password do not belong into the URL", u.Redacted())
+		return nil, fmt.Errorf("%q: user and password do not belong into the URL", shown)
 	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "", u.Opaque != "":
-		return nil, fmt.Errorf("%q has more than scheme, host and port", s)
+		return nil, fmt.Errorf("%q has more than scheme, host and port", shown)
 	case u.Scheme == "ws" && !allowPlaintext && !isLoopback(u.Hostname()):
-		return nil, fmt.Errorf("%q would send the token unencrypted; use wss, or allow plaintext in words", s)
+		return nil, fmt.Errorf("%q would send the token unencrypted; use wss, or allow-plaintext to have it so", shown)
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+}
+
+// redacted is a URL, which need not be one, without user, password and query.
+func redacted(s string) string {
+	if i := strings.LastIndexByte(s, '@'); i >= 0 {
+		scheme, _, found := strings.Cut(s[:i], "://")
+		if found && !strings.Contains(scheme, ":") {
+			s = scheme + "://…" + s[i:]
+		} else {
+			s = "…" + s[i:]
+		}
+	}
+	if i := strings.IndexAny(s, "?#"); i >= 0 {
+		s = s[:i+1] + "…"
+	}
+	return s
 }
 
 // isLoopback reports whether host is this machine, by address or by the name

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +22,16 @@ func TestNewRefuses(t *testing.T) {
 		{func(c *Config) { c.Servers = []string{"wss://"} }, "not of the form"},
 		{func(c *Config) { c.Servers = []string{"wss://a:0"} }, "not of the form"},
 		{func(c *Config) { c.Servers = []string{"wss://a:70000"} }, "not of the form"},
-		{func(c *Config) { c.Servers = []string{"wss://u:pw@a"} }, "wss://u:xxxxx@a: user and password"},
+		{func(c *Config) { c.Servers = []string{"wss://u:pw@a"} }, `"wss://…@a": user and password`},
+		{func(c *Config) { c.Servers = []string{"wss://u:pw%zz@a"} }, `"wss://…@a" is not a URL`},
+		{func(c *Config) { c.Servers = []string{"wss://u:p@pw%zz@a"} }, `"wss://…@a" is not a URL`},
+		{func(c *Config) { c.Servers = []string{"u:pw@a"} }, `"…@a": scheme is not wss`},
+		{func(c *Config) { c.Servers = []string{"u:pw://@a"} }, `"…@a"`},
+		{func(c *Config) { c.Servers = []string{"ftp://u:pw@a"} }, `"ftp://…@a": scheme is not wss`},
+		{func(c *Config) { c.Servers = []string{"wss://u:pw@a:0"} }, `"wss://…@a:0" is not of the form`},
+		{func(c *Config) { c.Servers = []string{"wss://a?token=pw"} }, `"wss://a?…" has more than`},
+		{func(c *Config) { c.Servers = []string{"wss://a/#pw"} }, `"wss://a/#…" has more than`},
+		{func(c *Config) { c.Servers = []string{"wss://a\x00?pw"} }, `is not a URL`},
 		{func(c *Config) { c.Servers = []string{"wss://a/path"} }, "more than scheme, host and port"},
 		{func(c *Config) { c.Servers = []string{"wss://a?b"} }, "more than scheme, host and port"},
 		{func(c *Config) { c.Servers = []string{"ws://edge.example.com"} }, "would send the token unencrypted"},
@@ -53,8 +63,17 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		c := Config{Servers: []string{"wss://edge.example.com"}, Device: "cam-17", Forwards: []Forward{{Port: 80, Target: "127.0.0.1:80"}}}
 		test.change(&c)
-		if _, err := New(c); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("New: %v, want %s", err, test.want)
+		_, err := New(c)
+		if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "pw") {
+			t.Errorf("New: %v, want %s, and no password", err, test.want)
+		}
+		var wrong *ConfigError
+		if !errors.As(err, &wrong) || err.Error() != "agent: "+wrong.Field+": "+wrong.Err.Error() {
+			t.Errorf("New: %v, want a ConfigError", err)
+			continue
+		}
+		if _, ok := reflect.TypeFor[Config]().FieldByName(wrong.Field); !ok {
+			t.Errorf("New: %v: Config has no field %s", err, wrong.Field)
 		}
 	}
 	if _, err := New(Config{Device: "a", Profile: Inline}); !errors.Is(err, ErrNotBuilt) {

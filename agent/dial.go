@@ -108,7 +108,7 @@ func (d *dialer) route(u *url.URL) (route, error) {
 	}
 	switch {
 	case proxy.Scheme != "http" && proxy.Scheme != "https", proxy.Hostname() == "":
-		return route{}, &HopError{"proxy", fmt.Errorf("%s is not http://HOST:PORT or https://HOST:PORT", proxy.Redacted())}
+		return route{}, &HopError{"proxy", errNoProxy}
 	case u.Scheme == "ws" && !d.allowPlaintext && !isLoopback(proxy.Hostname()):
 		// The proxy's loopback is not ours.
 		return route{}, &HopError{"proxy", fmt.Errorf("%s would see the token unencrypted", proxy.Host)}

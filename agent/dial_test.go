@@ -2,11 +2,13 @@ package agent
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -141,11 +143,42 @@ func TestProxyIsNotTrustedWithPlaintext(t *testing.T) {
 	for _, test := range []struct{ proxy, want string }{
 		{"http://proxy.example.com:3128", "would see the token unencrypted"},
 		{"socks5://127.0.0.1:1080", "is not http://HOST:PORT"},
+		{"http:////u:secret@proxy.example.com:3128", "is not http://HOST:PORT"}, // what the environment's "//u:…" becomes
+		{"socks5:u:secret@proxy.example.com", "is not http://HOST:PORT"},
 	} {
 		u, _ := url.Parse(test.proxy)
 		c.Proxy = func(*url.URL) (*url.URL, error) { return u, nil }
-		if err := mustNew(t, c).Run(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("Run: %v, want %s", err, test.want)
+		if err := mustNew(t, c).Run(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("Run: %v, want %s, and no password", err, test.want)
+		}
+	}
+}
+
+// What the environment says of proxies may hold a password, also where it makes no
+// sense.
+func TestProxyOfTheEnvironmentIsNotRepeated(t *testing.T) {
+	ask := proxyOfEnvironment(func(r *http.Request) (*url.URL, error) {
+		return nil, errors.New(`invalid proxy address "http://u:secret%zz@proxy"`)
+	})
+	for scheme, name := range map[string]string{"https": "HTTPS_PROXY", "http": "HTTP_PROXY"} {
+		_, err := ask(&url.URL{Scheme: scheme, Host: "edge.example.com"})
+		if err == nil || strings.Contains(err.Error(), "secret") || !strings.HasPrefix(err.Error(), name) {
+			t.Errorf("%s: %v", scheme, err)
+		}
+	}
+	for value, ok := range map[string]bool{
+		"": true, "http://proxy:3128": true, "proxy:3128": true, "u:secret@proxy:3128": true, "http://u:secret@[::1]:3128": true,
+		"http://u:secret%zz@proxy": false, " http://u:secret@proxy": false, "http://u:secret@proxy:port": false, "//u:secret@proxy": false,
+	} {
+		var log bytes.Buffer
+		warnOfProxies(slog.New(slog.NewTextHandler(&log, nil)), func(name string) string {
+			if name == "https_proxy" {
+				return value
+			}
+			return ""
+		})
+		if ok != (log.Len() == 0) || strings.Contains(log.String(), "secret") || !ok && !strings.Contains(log.String(), "https_proxy") {
+			t.Errorf("%q: log %q", value, log.String())
 		}
 	}
 }

@@ -7,15 +7,51 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
 
 // maxProxyAnswer bounds the header of a proxy's answer, in bytes.
 const maxProxyAnswer = 16 << 10
+
+// errNoProxy does not repeat the URL: a password may stand anywhere in what is
+// malformed.
+var errNoProxy = errors.New("its URL is not http://HOST:PORT or https://HOST:PORT")
+
+// proxyOfEnvironment is Config.Proxy made of http.ProxyFromEnvironment, without
+// what that repeats of the environment.
+func proxyOfEnvironment(ask func(*http.Request) (*url.URL, error)) func(*url.URL) (*url.URL, error) {
+	return func(u *url.URL) (*url.URL, error) {
+		proxy, err := ask(&http.Request{URL: u})
+		if err != nil {
+			return nil, fmt.Errorf("%s_PROXY in the environment cannot be used: give http://[USER:PASSWORD@]HOST:PORT or https://…", strings.ToUpper(u.Scheme))
+		}
+		return proxy, nil
+	}
+}
+
+// warnOfProxies tells which variables of the environment are ignored because they
+// make no sense: the attempts then fail for no visible reason.
+func warnOfProxies(log *slog.Logger, environ func(string) string) {
+	for _, names := range [][]string{{"HTTPS_PROXY", "https_proxy"}, {"HTTP_PROXY", "http_proxy"}} {
+		i := slices.IndexFunc(names, func(n string) bool { return environ(n) != "" })
+		if i < 0 {
+			continue
+		}
+		value := environ(names[i])
+		if !strings.Contains(value, "://") {
+			value = "http://" + value
+		}
+		if u, err := url.Parse(value); err != nil || u.Host == "" {
+			log.Warn("proxy of the environment is not http://[USER:PASSWORD@]HOST:PORT or https://…", "variable", names[i])
+		}
+	}
+}
 
 // throughProxy asks the proxy at the other end of conn for a connection to addr
 // (RFC 9110 §9.3.6). It closes conn if that fails.

@@ -311,7 +311,7 @@ func TestDrain(t *testing.T) {
 		old.say(`{"type":"drain","within_s":60}`)
 		began := time.Now()
 		next := <-e.tunnels
-		if d := time.Since(began); d > within+13*time.Second {
+		if d := time.Since(began); d > within+firstRetry+defaultMaxBackoff {
 			t.Errorf("moved after %v", d)
 		}
 		if next.hello.Instance != old.hello.Instance {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"syscall"
@@ -85,15 +86,20 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"run", "away"}, exitUsage, "", `run: unexpected argument "away"`},
 		{run("--server", "wss://127.0.0.1:1"), exitUnreachable, "", "tcp: dial tcp 127.0.0.1:1:"},
 		{run("--server", refusing.URL), exitRefused, "", "answered 401 unauthorized: device or token is wrong"},
-		{run("--server", "ws://192.0.2.1"), exitUsage, "", "unencrypted"},
+		{run("--server", "ws://192.0.2.1"), exitUsage, "", `iottunnel-agent: --server: "ws://192.0.2.1" would send the token unencrypted; use wss, or allow-plaintext`},
+		{run("--server", "wss://a", "--device", strings.Repeat("a", 57)), exitUsage, "", "iottunnel-agent: --device: longer than 56 characters"},
+		{run("--server", "wss://a", "--max-backoff", "2h"), exitUsage, "", "iottunnel-agent: --max-backoff: 2h0m0s is not from 1s to 1h"},
+		{run("--server", "wss://a", "--redirect-to", "com"), exitUsage, "", `iottunnel-agent: --redirect-to: "com" is not a domain`},
+		{run("--server", "wss://a", "--forward", "80"), exitUsage, "", "iottunnel-agent: --forward: port 80 is given twice"},
+		{run("--server", "wss://a", "--profile", "fast"), exitUsage, "", `iottunnel-agent: --profile: "fast" is not one: full or basic`},
 		{run("--server", "wss://a", "--profile", "inline"), exitUsage, "", "not in this build yet"},
 		{run("--server", "wss://a", "--status", ":80"), exitUsage, "", "--status: not in this build yet"},
 		{run("--server", "wss://a", "--device", "cam-{mac}"), exitUsage, "", "not in this build yet"},
-		{run("--server", "wss://a", "--heartbeat", "5s"), exitUsage, "", "Heartbeat: 5s is not from 10s to 15m0s"},
+		{run("--server", "wss://a", "--heartbeat", "5s"), exitUsage, "", "iottunnel-agent: --heartbeat: 5s is not from 10s to 15m0s"},
 		{run("--server", "wss://a", "--token-file", "/nowhere"), exitUsage, "", "--token-file: open /nowhere"},
 		{run("--server", "wss://a", "--ca", "main.go"), exitUsage, "", "--ca: main.go holds no certificate"},
 		{run("--server", "wss://a", "--client-key", "a"), exitUsage, "", "need each other"},
-		{run("--server", "wss://a", "--proxy", "proxy:80"), exitUsage, "", "--proxy is not"},
+		{run("--server", "wss://a", "--proxy", "proxy:80"), exitUsage, "", "--proxy: not http://"},
 		{run("--server", "wss://a", "--dns", "dns.example.com"), exitUsage, "", "--dns:"},
 		{run("--server", "wss://a", "--log-format", "xml"), exitUsage, "", "--log-format:"},
 		{run("--server", "wss://a", "--log-level", "loud"), exitUsage, "", "--log-level"},
@@ -265,6 +271,51 @@ func TestPrecedence(t *testing.T) {
 		write(text)
 		if _, _, err := parse([]string{"run", "-c", file}, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v; want %s", text, err, want)
+		}
+	}
+}
+
+// What the agent refuses is named as where it was set.
+func TestErrorsNameTheSetting(t *testing.T) {
+	dir := t.TempDir()
+	file, token := filepath.Join(dir, "agent.yaml"), filepath.Join(dir, "token")
+	good := []string{"--server=wss://a", "--device=cam-17", "--forward=80"}
+	for _, test := range []struct {
+		args  []string
+		env   string
+		yaml  string
+		token string
+		want  string
+	}{
+		{args: good, env: "IOTTUNNEL_MAX_BACKOFF=2h", want: "IOTTUNNEL_MAX_BACKOFF: 2h0m0s is not from 1s to 1h"},
+		{args: good, yaml: "# all\nmax_backoff: 2h\n", want: "config: " + file + ": line 2: max_backoff: 2h0m0s is not from 1s to 1h"},
+		{args: append(good, "--max-backoff=3h"), env: "IOTTUNNEL_MAX_BACKOFF=2h", yaml: "max_backoff: 2h\n", want: "--max-backoff: 3h0m0s is not from 1s to 1h"},
+		{args: good, env: "IOTTUNNEL_MAX_BACKOFF=3h", yaml: "max_backoff: 2h\n", want: "IOTTUNNEL_MAX_BACKOFF: 3h0m0s is not from 1s to 1h"},
+		{args: good[1:], env: "IOTTUNNEL_SERVER=wss://a wss://u:t0ken@b", want: `IOTTUNNEL_SERVER: "wss://…@b": user and password do not belong into the URL`},
+		{args: good[:2], yaml: "forward:\n  - 80\n  - 22=no\n", want: "config: " + file + `: line 1: forward: 22=no: "no" is not HOST:PORT`},
+		{args: good, env: "IOTTUNNEL_TOKEN=t0ken t0ken", want: "IOTTUNNEL_TOKEN: character 6 is a space or not printable ASCII"},
+		{args: append(good, "--token-file="+token), env: "IOTTUNNEL_TOKEN=a b", token: "t0k\x01en", want: "--token-file: character 4 is a space or not printable ASCII"},
+		{args: good, yaml: "token_file: " + token + "\n", want: "config: " + file + ": line 1: token_file: " + token + " is empty"},
+	} {
+		for name, text := range map[string]string{file: test.yaml, token: test.token} {
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var stderr strings.Builder
+		status := command(append([]string{"run", "-c", file}, test.args...), []string{test.env}, io.Discard, &stderr)
+		if want := "iottunnel-agent: " + test.want + "\n"; status != exitUsage || stderr.String() != want {
+			t.Errorf("%v, %s, %q: status %d, %q, want %q", test.args, test.env, test.yaml, status, stderr.String(), want)
+		}
+	}
+}
+
+// Each field that the agent may find fault with has a name here.
+func TestFieldsHaveSettings(t *testing.T) {
+	fs := new(options).flags()
+	for field, name := range flagOf {
+		if _, ok := reflect.TypeFor[agent.Config]().FieldByName(field); !ok || fs.Lookup(name) == nil {
+			t.Errorf("%s and --%s", field, name)
 		}
 	}
 }

@@ -35,6 +35,16 @@ type options struct {
 	logLevel           slog.Level
 	logFormat          string
 	once               bool
+
+	said map[string]string // flag → how the strongest source names it
+}
+
+// name is what a setting is called where it was set, or would be.
+func (o *options) name(flag string) string {
+	if name := o.said[flag]; name != "" {
+		return name
+	}
+	return "--" + flag
 }
 
 // list is a flag that may be repeated. What a stronger source says replaces what
@@ -109,7 +119,8 @@ func parse(args, environ []string) (name string, o *options, err error) {
 	}
 	// The file is named by what is stronger than it.
 	o = new(options)
-	if name, err = o.parseArgs(args); err != nil || name != "run" {
+	given := o.flags()
+	if name, err = o.parseOnto(given, args); err != nil || name != "run" {
 		return name, o, err
 	}
 	file := o.configFile
@@ -118,8 +129,9 @@ func parse(args, environ []string) (name string, o *options, err error) {
 	}
 	o = new(options)
 	fs := o.flags()
+	o.said = make(map[string]string)
 	if file != "" {
-		if err := readFile(fs, file); err != nil {
+		if err := readFile(fs, o, file); err != nil {
 			return name, nil, err
 		}
 	}
@@ -128,11 +140,10 @@ func parse(args, environ []string) (name string, o *options, err error) {
 		return name, nil, err
 	}
 	o.stronger()
+	given.Visit(func(f *flag.Flag) { delete(o.said, f.Name) })
 	name, err = o.parseOnto(fs, args)
 	return name, o, err
 }
-
-func (o *options) parseArgs(args []string) (string, error) { return o.parseOnto(o.flags(), args) }
 
 func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err error) {
 	for {
@@ -165,7 +176,7 @@ func dashes(err error) error {
 // readEnvironment sets each flag from IOTTUNNEL_NAME. Repeated ones are separated
 // by spaces.
 func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err error) {
-	o.token = env["IOTTUNNEL_TOKEN"]
+	o.token = env["IOTTUNNEL_TOKEN"] // which is said nowhere else
 	fs.VisitAll(func(f *flag.Flag) {
 		key := "IOTTUNNEL_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value := env[key]
@@ -182,12 +193,13 @@ func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err e
 				return
 			}
 		}
+		o.said[f.Name] = key
 	})
 	return err
 }
 
 // readFile sets flags from a YAML file whose keys are their names, with _ for -.
-func readFile(fs *flag.FlagSet, name string) error {
+func readFile(fs *flag.FlagSet, o *options, name string) error {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return fmt.Errorf("config: %w", err)
@@ -201,6 +213,7 @@ func readFile(fs *flag.FlagSet, name string) error {
 		if err := apply(fs, s, seen); err != nil {
 			return fmt.Errorf("config: %s: %w", name, err)
 		}
+		o.said[strings.ReplaceAll(s.key, "_", "-")] = fmt.Sprintf("config: %s: line %d: %s", name, s.line, s.key)
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func run(o *options, stdout, stderr io.Writer) (status int, err error) {
 	}
 	a, err := agent.New(config)
 	if err != nil {
-		return 0, err
+		return 0, o.named(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
@@ -85,18 +85,47 @@ func exitStatus(err error) int {
 	return exitUnreachable
 }
 
+// flagOf are the flags that fields of agent.Config are set by.
+var flagOf = map[string]string{
+	"Servers":    "server",
+	"Device":     "device",
+	"Forwards":   "forward",
+	"Profile":    "profile",
+	"Heartbeat":  "heartbeat",
+	"MaxBackoff": "max-backoff",
+	"RedirectTo": "redirect-to",
+}
+
+// named says of a field of agent.Config that is wrong where it was set.
+func (o *options) named(err error) error {
+	var wrong *agent.ConfigError
+	if !errors.As(err, &wrong) {
+		return err
+	}
+	name := "IOTTUNNEL_TOKEN"
+	switch flag, known := flagOf[wrong.Field]; {
+	case known:
+		name = o.name(flag)
+	case wrong.Field != "Token":
+		return err
+	case o.tokenFile != "":
+		name = o.name("token-file")
+	}
+	return fmt.Errorf("%s: %w", name, wrong.Err)
+}
+
 // config makes the agent's configuration of what was said.
 func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	none := agent.Config{}
 	switch {
 	case o.status != "":
-		return none, fmt.Errorf("--status: %w", agent.ErrNotBuilt)
+		return none, fmt.Errorf("%s: %w", o.name("status"), agent.ErrNotBuilt)
 	case len(o.servers.values) == 0:
 		return none, errors.New("--server is needed, such as wss://edge.example.com")
 	case o.device == "":
 		return none, errors.New("--device is needed: the id of this device")
 	case strings.ContainsAny(o.device, "{}"):
-		return none, fmt.Errorf("--device: templates such as {mac} are %w; write the id out", agent.ErrNotBuilt)
+		return none, fmt.Errorf("%s: templates such as {mac} are %w; write the id out", o.name("device"), agent.ErrNotBuilt)
 	case len(o.forwards.values) == 0:
 		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
 	}
@@ -119,27 +148,26 @@ func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	for _, s := range o.forwards.values {
 		f, err := parseForward(s)
 		if err != nil {
-			return none, fmt.Errorf("--forward %s: %w", s, err)
+			return none, fmt.Errorf("%s: %s: %w", o.name("forward"), s, err)
 		}
 		c.Forwards = append(c.Forwards, f)
 	}
 	if o.tokenFile != "" {
-		c.Token = ""
 		c.TokenSource = func(context.Context) (string, error) { return readToken(o.tokenFile) }
-		if _, err := readToken(o.tokenFile); err != nil {
-			return none, fmt.Errorf("--token-file: %w", err)
+		if c.Token, err = readToken(o.tokenFile); err != nil { // looked at by New, like the other one
+			return none, fmt.Errorf("%s: %w", o.name("token-file"), err)
 		}
 	}
 	if c.TLS, err = o.tls(); err != nil {
 		return none, err
 	}
 	if c.Resolver, err = resolver(o.dns.values); err != nil {
-		return none, fmt.Errorf("--dns: %w", err)
+		return none, fmt.Errorf("%s: %w", o.name("dns"), err)
 	}
 	if o.proxy != "" {
 		proxy, err := url.Parse(o.proxy)
 		if err != nil || proxy.Hostname() == "" || proxy.Scheme != "http" && proxy.Scheme != "https" {
-			return none, errors.New("--proxy is not http://[USER:PASSWORD@]HOST:PORT or https://…")
+			return none, fmt.Errorf("%s: not http://[USER:PASSWORD@]HOST:PORT or https://…", o.name("proxy"))
 		}
 		c.Proxy = func(*url.URL) (*url.URL, error) { return proxy, nil }
 	}
@@ -154,7 +182,7 @@ func (o *options) logger(w io.Writer) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
-	return nil, fmt.Errorf("--log-format: %q is not text or json", o.logFormat)
+	return nil, fmt.Errorf("%s: %q is not text or json", o.name("log-format"), o.logFormat)
 }
 
 // printPorts writes a line for each port: all that is ever on standard output.
@@ -198,11 +226,11 @@ func (o *options) tls() (*tls.Config, error) {
 	if o.ca != "" {
 		text, err := os.ReadFile(o.ca)
 		if err != nil {
-			return nil, fmt.Errorf("--ca: %w", err)
+			return nil, fmt.Errorf("%s: %w", o.name("ca"), err)
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(text) {
-			return nil, fmt.Errorf("--ca: %s holds no certificate in PEM", o.ca)
+			return nil, fmt.Errorf("%s: %s holds no certificate in PEM", o.name("ca"), o.ca)
 		}
 	}
 	if (o.clientCert == "") != (o.clientKey == "") {
@@ -211,7 +239,7 @@ func (o *options) tls() (*tls.Config, error) {
 	if o.clientCert != "" {
 		cert, err := tls.LoadX509KeyPair(o.clientCert, o.clientKey)
 		if err != nil {
-			return nil, fmt.Errorf("--client-cert, --client-key: %w", err)
+			return nil, fmt.Errorf("%s, %s: %w", o.name("client-cert"), o.name("client-key"), err)
 		}
 		c.Certificates = []tls.Certificate{cert}
 	}

@@ -82,15 +82,15 @@ func TestAgentStatuses(t *testing.T) {
 			{"no such host", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"wss://nowhere.invalid"}, Flags: []string{"--once"}}, 4, "nowhere.invalid"},
 			{"not an edge", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"ws://" + plainServer(t)}, Flags: []string{"--once"}}, 0, ""},
 			{"unknown flag", harness.AgentSetup{Device: d, Forwards: forward, Flags: []string{"--no-such-flag"}}, 2, "no-such-flag"},
-			{"no forward", harness.AgentSetup{Device: d}, 2, "forward"},
-			{"odd forward", harness.AgentSetup{Device: d, Forwards: []string{"80=nowhere"}}, 2, "80=nowhere"},
+			{"no forward", harness.AgentSetup{Device: d}, 2, "--forward is needed"},
+			{"odd forward", harness.AgentSetup{Device: d, Forwards: []string{"80=nowhere"}}, 2, "--forward: 80=nowhere: "},
 			{"odd kind", harness.AgentSetup{Device: d, Forwards: []string{"80/gopher=127.0.0.1:1"}}, 2, "gopher"},
-			{"port twice", harness.AgentSetup{Device: d, Forwards: []string{"80=127.0.0.1:1", "80=127.0.0.1:2"}}, 2, "80"},
-			{"plain to elsewhere", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"ws://192.0.2.1"}}, 2, "plaintext"},
-			{"odd server", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"gopher://localhost"}}, 2, "gopher"},
-			{"device in capitals", harness.AgentSetup{Device: odd("CAM"), Forwards: forward}, 2, "device"},
-			{"device with --", harness.AgentSetup{Device: odd("a--b"), Forwards: forward}, 2, "device"},
-			{"device of 57 characters", harness.AgentSetup{Device: odd(strings.Repeat("a", 57)), Forwards: forward}, 2, "device"},
+			{"port twice", harness.AgentSetup{Device: d, Forwards: []string{"80=127.0.0.1:1", "80=127.0.0.1:2"}}, 2, "--forward: port 80 is given twice"},
+			{"plain to elsewhere", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"ws://192.0.2.1"}}, 2, "allow-plaintext"},
+			{"odd server", harness.AgentSetup{Device: d, Forwards: forward, Servers: []string{"gopher://localhost"}}, 2, `--server: "gopher://localhost"`},
+			{"device in capitals", harness.AgentSetup{Device: odd("CAM"), Forwards: forward}, 2, "--device: "},
+			{"device with --", harness.AgentSetup{Device: odd("a--b"), Forwards: forward}, 2, "--device: "},
+			{"device of 57 characters", harness.AgentSetup{Device: odd(strings.Repeat("a", 57)), Forwards: forward}, 2, "--device: longer than 56"},
 			{"no token file", harness.AgentSetup{Device: d, Forwards: forward, Flags: []string{"--token-file", "/nowhere/token"}}, 2, "/nowhere/token"},
 			{"no configuration file", harness.AgentSetup{Device: d, Forwards: forward, Flags: []string{"--config", "/nowhere/agent.yaml"}}, 2, "/nowhere/agent.yaml"},
 		} {
@@ -104,7 +104,7 @@ func TestAgentStatuses(t *testing.T) {
 				if out != "" {
 					t.Errorf("standard output: %q", out)
 				}
-				if errs == "" || !strings.Contains(strings.ToLower(errs), c.says) {
+				if errs == "" || !strings.Contains(errs, c.says) {
 					t.Errorf("standard error does not speak of %q: %q", c.says, errs)
 				}
 			})

@@ -304,12 +304,19 @@ func TestTransferIsAnswered(t *testing.T) {
 	} {
 		e := startEdge(t)
 		e.transfer = refuseWith(test.status, `{"error":"unauthorized"}`)
-		start(t, mustNew(t, config(e, echo(t))))
+		a := mustNew(t, config(e, echo(t)))
+		start(t, a)
 		tunnel := receive(t, e.tunnels)
 		tunnel.greet("25")
 		tunnel.say(`{"type":"open","stream":1,"id":"` + testID + `","port":7,"from":""}`)
 		if test.want == "" {
-			<-e.answered
+			receive(t, e.answered)
+			// The stream is over once what it may say of that has been said.
+			for limit := time.Now().Add(patience); a.Status().Streams > 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(limit) {
+					t.Fatal("the stream is not over in time")
+				}
+			}
 			tunnel.say(`{"type":"open","stream":2,"id":"` + testID + `","port":8,"from":""}`)
 			test.want = `{"type":"refused","stream":2,"reason":"port 8 is not forwarded"}`
 		}

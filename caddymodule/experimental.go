@@ -54,6 +54,12 @@ type heldRegistry struct {
 
 func (r heldRegistry) Close() error { return r.close() }
 
+// heldRestorer is a hub's hold on a registry that can forget.
+type heldRestorer struct {
+	heldRegistry
+	registry.Restorer
+}
+
 // holdRegistry returns the registry of a's configuration, opened if no edge
 // holds it. Close lets go of it.
 func holdRegistry(identity string, a *App) (registry.Registry, error) {
@@ -71,7 +77,11 @@ func holdRegistry(identity string, a *App) (registry.Registry, error) {
 		_, err := registries.Delete(identity)
 		return err
 	})
-	return heldRegistry{value.(pooledRegistry).Registry, closeOnce}, nil
+	held := heldRegistry{value.(pooledRegistry).Registry, closeOnce}
+	if r, ok := held.Registry.(registry.Restorer); ok {
+		return heldRestorer{held, r}, nil
+	}
+	return held, nil
 }
 
 // exiting reports whether the process is about to end.

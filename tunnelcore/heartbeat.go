@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -20,6 +21,10 @@ const (
 	idleTime = 20 * time.Second
 	// joinTime is how often a node whose id is taken looks whether it is free.
 	joinTime = 500 * time.Millisecond
+	// restoreTimeout bounds one attempt to write again what all tunnels hold, and
+	// restorePause is what follows one that fails.
+	restoreTimeout = 30 * time.Second
+	restorePause   = time.Second
 	// refreshBatch bounds the holders in one call to the registry.
 	refreshBatch = 500
 )
@@ -264,15 +269,60 @@ func (h *Hub) refresh() {
 		if err != nil && !errors.Is(err, context.Canceled) {
 			h.log().Error("leases not refreshed", "devices", len(batch), "error", err)
 		}
-		for _, holder := range lost {
-			h.mu.Lock()
-			t := h.tunnels[holder.Tunnel]
-			h.mu.Unlock()
-			if t != nil {
-				t.closeSoon(h.whyLost(holder))
-			}
+		h.closeLost(lost)
+	}
+}
+
+// closeLost closes the tunnels that do not hold their devices any more.
+func (h *Hub) closeLost(lost []registry.Holder) {
+	for _, holder := range lost {
+		h.mu.Lock()
+		t := h.tunnels[holder.Tunnel]
+		h.mu.Unlock()
+		if t != nil {
+			t.closeSoon(h.whyLost(holder))
 		}
 	}
+}
+
+// restoring writes again what tunnels hold whenever the registry has lost data.
+func (h *Hub) restoring(r registry.Restorer) {
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-r.Lost():
+		}
+		held := h.held()
+		ctx, cancel := context.WithTimeout(h.ctx, restoreTimeout)
+		lost, err := r.Restore(ctx, held)
+		cancel()
+		h.closeLost(lost)
+		if err == nil {
+			continue
+		}
+		h.log().Warn("what is held could not be written to the registry again; trying on", "devices", len(held), "error", err)
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-time.After(restorePause): // Lost tells of it anew
+		}
+	}
+}
+
+// held is what all tunnels hold.
+func (h *Hub) held() []registry.Held {
+	all := h.live()
+	held := make([]registry.Held, len(all))
+	for i, t := range all {
+		t.mu.Lock()
+		held[i] = registry.Held{
+			Holder: t.holder, Label: t.label, Instance: t.hello.Instance,
+			Node: h.node, Lease: t.bound.lease, Ports: maps.Clone(t.public),
+		}
+		t.mu.Unlock()
+	}
+	return held
 }
 
 // whyLost says how to close a tunnel that does not hold its device any more. One

@@ -102,6 +102,9 @@ func New(c Config) (*Hub, error) {
 	h.wg.Go(h.housekeeping)
 	h.wg.Go(h.beating)
 	h.wg.Go(h.refreshing)
+	if r, ok := h.reg.(registry.Restorer); ok {
+		h.wg.Go(func() { h.restoring(r) })
+	}
 	return h, nil
 }
 

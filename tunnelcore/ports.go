@@ -74,6 +74,9 @@ func (h *Hub) leasePorts(ctx context.Context, t *tunnel) map[uint16]string {
 		t.log().Error("no public ports for the device", "error", err)
 		return nil
 	}
+	t.mu.Lock()
+	t.public = leased
+	t.mu.Unlock()
 	return h.ports.assign(t.holder.Device, leased, tcp)
 }
 

@@ -48,6 +48,7 @@ type tunnel struct {
 
 	mu      sync.Mutex // guards what follows
 	bound   bounds
+	public  map[uint16]uint16 // public ports, as they were leased
 	opening map[string]*opening
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/internal/redistest"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
 // TestCommands counts what Redis carries out, commands of scripts included, and
@@ -28,7 +29,7 @@ func TestCommands(t *testing.T) {
 	const many = 1024
 	n := beatNode(t, r, "n1", "e1")
 	nc := beatNode(t, cluster, "n1", "e1")
-	var held, clustered []Held
+	var held, clustered []registry.Held
 	for i := range many {
 		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%04d", i), "t1")))
 		clustered = append(clustered, claim(t, cluster, ask(nc, fmt.Sprintf("d%04d", i), "t1")))
@@ -85,7 +86,7 @@ func TestCommands(t *testing.T) {
 }
 
 // online1 is one look-up by label.
-func online1(t *testing.T, r *Registry, h Held) {
+func online1(t *testing.T, r *Registry, h registry.Held) {
 	t.Helper()
 	if rec, err := r.ByLabel(t.Context(), h.Label); err != nil || rec.Device != h.Device {
 		t.Errorf("ByLabel: %+v, %v", rec, err)

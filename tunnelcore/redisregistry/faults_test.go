@@ -100,7 +100,7 @@ func TestRedisDown(t *testing.T) {
 	fails()
 	s.Start()
 	awaitLost(t, r, n)
-	restore(t, r, []Held{cam})
+	restore(t, r, []registry.Held{cam})
 	online(t, r, cam)
 }
 
@@ -140,7 +140,7 @@ func TestRestartedEmpty(t *testing.T) {
 	s.Kill()
 	s.Start()
 
-	refresh(t, a, []Held{cam, door}) // nobody is told to be lost
+	refresh(t, a, []registry.Held{cam, door}) // nobody is told to be lost
 	if _, err := b.LeasePorts(t.Context(), bell.Holder, []uint16{22, 80}, 40000, 40099); !errors.Is(err, errRestoring) {
 		t.Errorf("LeasePorts of what Redis has forgotten: %v", err)
 	}
@@ -152,15 +152,15 @@ func TestRestartedEmpty(t *testing.T) {
 	awaitLost(t, a, na)
 	awaitLost(t, b, nb)
 
-	restore(t, b, []Held{bell})
+	restore(t, b, []registry.Held{bell})
 	beatNode(t, b, "b", "e1")
 	refusedNew(t, b, ask(nb, "new", "t1")) // a has not
-	restore(t, a, []Held{cam, door})
+	restore(t, a, []registry.Held{cam, door})
 	beatNode(t, a, "a", "e1")
-	for _, h := range []Held{cam, door, bell} {
+	for _, h := range []registry.Held{cam, door, bell} {
 		online(t, a, h)
 	}
-	refresh(t, a, []Held{cam, door})
+	refresh(t, a, []registry.Held{cam, door})
 	if page, err := b.Devices(t.Context(), "", 10); err != nil || len(page) != 3 {
 		t.Errorf("Devices: %+v, %v", page, err)
 	}
@@ -168,8 +168,8 @@ func TestRestartedEmpty(t *testing.T) {
 	if err != nil || next.Label != cam.Label || next.Fresh || next.Generation <= cam.Generation || next.Previous.Holder != cam.Holder {
 		t.Errorf("Claim after all is restored: %+v, %v", next, err)
 	}
-	refresh(t, a, []Held{cam, door}, cam.Holder)
-	restore(t, a, []Held{cam, door}, cam.Holder) // late, with what it has lost since
+	refresh(t, a, []registry.Held{cam, door}, cam.Holder)
+	restore(t, a, []registry.Held{cam, door}, cam.Holder) // late, with what it has lost since
 	fresh := claim(t, b, ask(nb, "new", "t1"))
 	leasePorts(t, b, &fresh, 22, 23, 24)
 	online(t, a, fresh)
@@ -200,19 +200,19 @@ func TestRolledBack(t *testing.T) {
 	s.Kill()
 	s.Start()
 
-	refresh(t, a, []Held{door, lamp})
-	refresh(t, b, []Held{cam, bell})
+	refresh(t, a, []registry.Held{door, lamp})
+	refresh(t, b, []registry.Held{cam, bell})
 	awaitLost(t, a, na)
 	awaitLost(t, b, nb)
-	restore(t, a, []Held{oldCam, door, lamp}) // nobody has told a that it lost cam
-	restore(t, b, []Held{cam, bell})
+	restore(t, a, []registry.Held{oldCam, door, lamp}) // nobody has told a that it lost cam
+	restore(t, b, []registry.Held{cam, bell})
 	beatNode(t, a, "a", "e1")
 	beatNode(t, b, "b", "e1")
-	for _, h := range []Held{cam, door, bell, lamp} {
+	for _, h := range []registry.Held{cam, door, bell, lamp} {
 		online(t, a, h)
 	}
-	refresh(t, a, []Held{oldCam, door, lamp}, oldCam.Holder)
-	refresh(t, b, []Held{cam, bell})
+	refresh(t, a, []registry.Held{oldCam, door, lamp}, oldCam.Holder)
+	refresh(t, b, []registry.Held{cam, bell})
 	if rec, err := a.ByLabel(t.Context(), oldDoor.Label); !errors.Is(err, registry.ErrUnknown) {
 		t.Errorf("the label of a lease that had ended: %+v, %v", rec, err)
 	}
@@ -230,10 +230,10 @@ func TestFlushed(t *testing.T) {
 	cam := claim(t, a, ask(n, "cam", "t1"))
 	notLost(t, a)
 	s.Do("FLUSHALL")
-	refresh(t, a, []Held{cam})
+	refresh(t, a, []registry.Held{cam})
 	refusedNew(t, a, ask(n, "new", "t1"))
 	awaitLost(t, a, n)
-	restore(t, a, []Held{cam})
+	restore(t, a, []registry.Held{cam})
 	online(t, a, cam)
 	claim(t, a, ask(n, "new", "t1"))
 
@@ -241,7 +241,7 @@ func TestFlushed(t *testing.T) {
 	s.Do("FLUSHALL")
 	awaitLost(t, a, n) // by the heartbeat alone
 	restore(t, a, nil) // who forgets to name what it holds loses it
-	refresh(t, a, []Held{cam}, cam.Holder)
+	refresh(t, a, []registry.Held{cam}, cam.Holder)
 }
 
 // TestSettles gives up waiting for a node that does not come back.
@@ -288,7 +288,7 @@ func TestSilentNode(t *testing.T) {
 	default:
 		t.Error("the node is not told that it was silent")
 	}
-	restore(t, a, []Held{cam, door}, cam.Holder)
+	restore(t, a, []registry.Held{cam, door}, cam.Holder)
 	claim(t, a, ask(n, "new", "t1")) // no data was lost
 }
 
@@ -297,7 +297,7 @@ func TestFailover(t *testing.T) {
 	g := redistest.WithSentinels(t, "sentinel-password")
 	r := patient(t, Options{Sentinel: &Sentinel{Master: g.Name, Addrs: g.Addrs(), Password: "sentinel-password"}})
 	n := beatNode(t, r, "n1", "e1")
-	var held []Held
+	var held []registry.Held
 	for i := range 50 {
 		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%02d", i), "t1")))
 	}
@@ -331,7 +331,7 @@ func TestClusterLosesAMaster(t *testing.T) {
 	}
 	r := patient(t, Options{Cluster: addrs})
 	n := beatNode(t, r, "n1", "e1")
-	var held []Held
+	var held []registry.Held
 	for i := range 50 {
 		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%02d", i), "t1")))
 		if i%10 == 0 {

@@ -30,17 +30,17 @@ func ask(n registry.NodeRef, device, tunnel string) registry.Claim {
 }
 
 // claim claims a device, and returns what its tunnel then holds.
-func claim(t *testing.T, r *Registry, c registry.Claim) Held {
+func claim(t *testing.T, r *Registry, c registry.Claim) registry.Held {
 	t.Helper()
 	l, err := r.Claim(t.Context(), c)
 	if err != nil {
 		t.Fatalf("Claim(%s): %v", c.Device, err)
 	}
-	return Held{Holder: l.Holder, Label: l.Label, Instance: c.Instance, Node: c.Node, Lease: c.Lease}
+	return registry.Held{Holder: l.Holder, Label: l.Label, Instance: c.Instance, Node: c.Node, Lease: c.Lease}
 }
 
 // leasePorts leases public ports, and notes them in h.
-func leasePorts(t *testing.T, r *Registry, h *Held, want ...uint16) {
+func leasePorts(t *testing.T, r *Registry, h *registry.Held, want ...uint16) {
 	t.Helper()
 	var err error
 	if h.Ports, err = r.LeasePorts(t.Context(), h.Holder, want, 40000, 40099); err != nil {
@@ -49,7 +49,7 @@ func leasePorts(t *testing.T, r *Registry, h *Held, want ...uint16) {
 }
 
 // online fails unless the tunnel is what everybody sees of its device.
-func online(t *testing.T, r *Registry, h Held) {
+func online(t *testing.T, r *Registry, h registry.Held) {
 	t.Helper()
 	for what, look := range map[string]func() (registry.Record, error){
 		"ByLabel":  func() (registry.Record, error) { return r.ByLabel(t.Context(), h.Label) },
@@ -64,7 +64,7 @@ func online(t *testing.T, r *Registry, h Held) {
 }
 
 // refresh fails unless just those are lost.
-func refresh(t *testing.T, r *Registry, held []Held, lost ...registry.Holder) {
+func refresh(t *testing.T, r *Registry, held []registry.Held, lost ...registry.Holder) {
 	t.Helper()
 	var holders []registry.Holder
 	for _, h := range held {
@@ -77,7 +77,7 @@ func refresh(t *testing.T, r *Registry, held []Held, lost ...registry.Holder) {
 }
 
 // restore fails unless just those are lost.
-func restore(t *testing.T, r *Registry, held []Held, lost ...registry.Holder) {
+func restore(t *testing.T, r *Registry, held []registry.Held, lost ...registry.Holder) {
 	t.Helper()
 	got, err := r.Restore(t.Context(), held)
 	if err != nil || fmt.Sprint(got) != fmt.Sprint(lost) {
@@ -94,8 +94,8 @@ func exercise(t *testing.T, r *Registry) {
 	second := claim(t, r, ask(n, "cam", "t2"))
 	leasePorts(t, r, &second, 22, 80)
 	leasePorts(t, r, &second, 22)
-	refresh(t, r, []Held{first, second}, first.Holder)
-	restore(t, r, []Held{first, second}, first.Holder)
+	refresh(t, r, []registry.Held{first, second}, first.Holder)
+	restore(t, r, []registry.Held{first, second}, first.Holder)
 	online(t, r, second)
 	thief := ask(n, "thief", "t1")
 	thief.Label = second.Label

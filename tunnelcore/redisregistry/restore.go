@@ -6,44 +6,18 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
-// Held is what a live tunnel holds, as its claim was granted and its ports leased.
-type Held struct {
-	registry.Holder
-	Label    string
-	Instance string
-	Node     registry.NodeRef
-	Lease    time.Duration // Claim.Lease
-	Ports    map[uint16]uint16
-}
-
-// A Restorer can have forgotten what it was told. Whoever owns live tunnels
-// listens to Lost and calls Restore with all that they hold.
-type Restorer interface {
-	// Lost delivers a value when what is held should be written again: the registry
-	// has lost data, or this node was silent for so long that others may have taken
-	// its devices. Several reasons may come as one value.
-	Lost() <-chan struct{}
-	// Restore writes again what is held, where it is missing, and returns the
-	// holders that have been replaced or released meanwhile. Until it has succeeded
-	// after a loss, no new label or port is leased, for 15 s at most, and no holder
-	// is told that it is lost unless a newer one is known. It may be called at any
-	// time, and again after an error.
-	Restore(ctx context.Context, held []Held) (lost []registry.Holder, err error)
-}
-
-// Lost implements Restorer. It is found out by heartbeats, and by calls that miss
+// Lost implements registry.Restorer. It is found out by heartbeats, and by calls that miss
 // something.
 func (r *Registry) Lost() <-chan struct{} { return r.watch.lost }
 
-// Restore implements Restorer.
-func (r *Registry) Restore(ctx context.Context, held []Held) ([]registry.Holder, error) {
+// Restore implements registry.Restorer.
+func (r *Registry) Restore(ctx context.Context, held []registry.Held) ([]registry.Holder, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -67,7 +41,7 @@ func (r *Registry) Restore(ctx context.Context, held []Held) ([]registry.Holder,
 	})
 }
 
-func (r *Registry) restoreAll(ctx context.Context, held []Held) ([]registry.Holder, error) {
+func (r *Registry) restoreAll(ctx context.Context, held []registry.Held) ([]registry.Holder, error) {
 	if err := r.look(ctx); err != nil {
 		return nil, err
 	}
@@ -119,7 +93,7 @@ func (r *Registry) beatAgain(ctx context.Context) error {
 
 // restore is restoreAll for a bounded number. Labels are reserved as by a claim,
 // and ports before the records that name them.
-func (r *Registry) restore(ctx context.Context, held []Held) (lost []registry.Holder, err error) {
+func (r *Registry) restore(ctx context.Context, held []registry.Held) (lost []registry.Holder, err error) {
 	gone := map[int]bool{}
 	tokens := make([]string, len(held))
 	todo := make([]int, len(held))
@@ -160,7 +134,7 @@ func (r *Registry) restore(ctx context.Context, held []Held) (lost []registry.Ho
 
 // reclaimPorts takes the public ports of todo again; gone are holders that have
 // lost one: only a new tunnel can tell its agent of another.
-func (r *Registry) reclaimPorts(ctx context.Context, held []Held, todo []int, gone map[int]bool) error {
+func (r *Registry) reclaimPorts(ctx context.Context, held []registry.Held, todo []int, gone map[int]bool) error {
 	b := r.batch(ctx)
 	var calls []*scriptCall
 	var of []int
@@ -188,7 +162,7 @@ func (r *Registry) reclaimPorts(ctx context.Context, held []Held, todo []int, go
 
 // restoreRecords writes the records of todo, and returns those that need their
 // label reserved.
-func (r *Registry) restoreRecords(ctx context.Context, held []Held, todo []int, gone map[int]bool, tokens, commits []string) (again []int, err error) {
+func (r *Registry) restoreRecords(ctx context.Context, held []registry.Held, todo []int, gone map[int]bool, tokens, commits []string) (again []int, err error) {
 	b := r.batch(ctx)
 	calls := make([]*scriptCall, len(todo))
 	for n, i := range todo {
@@ -219,7 +193,7 @@ func (r *Registry) restoreRecords(ctx context.Context, held []Held, todo []int, 
 
 // reserveAll reserves the labels of todo. Almost always nobody is in the way, so
 // that one batch does; where somebody is, one by one.
-func (r *Registry) reserveAll(ctx context.Context, held []Held, todo []int, gone map[int]bool, tokens, commits []string) error {
+func (r *Registry) reserveAll(ctx context.Context, held []registry.Held, todo []int, gone map[int]bool, tokens, commits []string) error {
 	b := r.batch(ctx)
 	calls := make([]*scriptCall, len(todo))
 	for n, i := range todo {
@@ -253,4 +227,4 @@ func (r *Registry) reserveAll(ctx context.Context, held []Held, todo []int, gone
 	return nil
 }
 
-var _ Restorer = (*Registry)(nil)
+var _ registry.Restorer = (*Registry)(nil)

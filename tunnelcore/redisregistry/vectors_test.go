@@ -77,7 +77,7 @@ func TestSchema(t *testing.T) {
 		{"bell-1", "dddddddddddddddd", gone},
 		{"lamp-1", "eeeeeeeeeeeeeeee", again},
 	}
-	var held []Held
+	var held []registry.Held
 	for i, d := range devices {
 		held = append(held, claim(t, r, registry.Claim{
 			Device: d.device, Label: d.label, Node: d.node, Lease: 720 * time.Hour,

@@ -254,7 +254,7 @@ func (f *fixture) upgrade(host string) *upgraded {
 	}
 	f.t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(testWait))
-	fmt.Fprintf(c, "GET /echo HTTP/1.1\r\nHost: %s:%d\r\nConnection: Upgrade\r\nUpgrade: lines\r\n\r\n", host, f.port)
+	fmt.Fprintf(c, "GET /echo HTTP/1.1\r\nHost: %s:%d\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", host, f.port)
 	u := &upgraded{c, bufio.NewReader(c)}
 	res, err := http.ReadResponse(u.r, nil)
 	if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
@@ -304,7 +304,7 @@ func testSite() http.Handler {
 			return
 		}
 		defer c.Close()
-		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: lines\r\nIottunnel-Error: x\r\n\r\n")
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nIottunnel-Error: x\r\n\r\n")
 		io.Copy(c, rw)
 	})
 	mux.HandleFunc("/events", func(w http.ResponseWriter, r *http.Request) {

@@ -38,12 +38,58 @@ var ofProxy = map[string]bool{
 	"X-Forwarded-Host":  true,
 }
 
+// reserved reports whether a header says who the visitor is, or what the edge
+// has found out: the visitor's word for it does not count.
+func (v *visit) reserved(name string) bool {
+	return ours(name) || v.keep[name] || name == "Authorization" || speaksFor[name] || strings.HasPrefix(name, "X-Forwarded-")
+}
+
+// guardConnection returns r without those names in its Connection header that
+// belong to headers which handlers in front have set or will vouch for: listed
+// there, they would be dropped as hop-by-hop, and the device would serve somebody
+// as nobody. r itself is not changed.
+func (v *visit) guardConnection(r *http.Request) *http.Request {
+	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	var rest []string
+	guarded := false
+	for _, line := range r.Header["Connection"] {
+		for option := range strings.SplitSeq(line, ",") {
+			option = strings.Trim(option, " \t")
+			name := http.CanonicalHeaderKey(option)
+			if values := r.Header[name]; v.reserved(name) || v.madeHere(name, values, repl) {
+				guarded = true
+			} else if option != "" {
+				rest = append(rest, option)
+			}
+		}
+	}
+	if !guarded {
+		return r
+	}
+	r = r.WithContext(r.Context()) // no Clone: net/http fills in the trailer that the copies share
+	r.Header = r.Header.Clone()
+	r.Header["Connection"] = []string{strings.Join(rest, ", ")}
+	return r
+}
+
+// cleanUpgrade lets visitors switch to the WebSocket protocol and to no other.
+// Once a device has switched, nothing of what crosses is looked at: with h2c
+// whole requests would pass beside every rule.
+func cleanUpgrade(h http.Header) {
+	delete(h, "Http2-Settings")
+	if upgrade, ok := h["Upgrade"]; ok && (len(upgrade) != 1 || upgrade[0] != "websocket") { // the proxy writes it in lower case
+		delete(h, "Upgrade")
+		delete(h, "Connection")
+	}
+}
+
 // cleanRequest takes from a request, the proxy's copy, what its visitor must not
 // tell the device.
 func (v *visit) cleanRequest(r *http.Request) {
 	ctx := r.Context()
 	repl, _ := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	trusted, _ := caddyhttp.GetVar(ctx, caddyhttp.TrustedProxyVarKey).(bool)
+	cleanUpgrade(r.Header)
 	for name, values := range r.Header {
 		switch {
 		case ours(name):
@@ -61,6 +107,17 @@ func (v *visit) cleanRequest(r *http.Request) {
 			continue
 		}
 		delete(r.Header, name)
+	}
+}
+
+// cleanTrailer does so with the trailer of a request. No proxy or authenticator
+// speaks there: what does is the visitor. Caddy refuses names with an underscore,
+// which some servers take for a hyphen, in headers alone.
+func (v *visit) cleanTrailer(h http.Header) {
+	for name := range h {
+		if v.reserved(http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))) {
+			delete(h, name)
+		}
 	}
 }
 
@@ -102,8 +159,8 @@ func usedHere(values []string, repl *caddy.Replacer) bool {
 	return !basic || user == id
 }
 
-// cleanResponse takes from the header of an answer what a device must not tell
-// its visitor.
+// cleanResponse takes from the header of an answer, or from its trailer, what a
+// device must not tell its visitor.
 func (v *visit) cleanResponse(h http.Header) {
 	for name := range h {
 		if ours(name) {
@@ -125,15 +182,6 @@ func (v *visit) cleanResponse(h http.Header) {
 		return
 	}
 	h["Set-Cookie"] = own
-}
-
-// cleanTrailers does the same to trailers. The header has been sent by then.
-func (v *visit) cleanTrailers(h http.Header) {
-	for name := range h {
-		if ours(name) {
-			delete(h, name)
-		}
-	}
 }
 
 // strays reports whether a Set-Cookie names another domain than hostname: every

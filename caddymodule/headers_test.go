@@ -151,7 +151,7 @@ func TestCleanResponse(t *testing.T) {
 		t.Errorf("left: %v", h)
 	}
 	trailers := http.Header{"X-Sum": {"1"}, "Iottunnel-Error": {"x"}, "Trailer:Iottunnel-Error": {"x"}, "Trailer:X-Late": {"1"}}
-	v.cleanTrailers(trailers)
+	v.cleanResponse(trailers)
 	if got := slices.Sorted(maps.Keys(trailers)); !slices.Equal(got, []string{"Trailer:X-Late", "X-Sum"}) {
 		t.Errorf("trailers left: %v", got)
 	}

@@ -63,10 +63,11 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		edge:     e,
 		keep:     h.keep,
 	}
+	r = v.guardConnection(r)
 	dw := &deviceWriter{ResponseWriter: w, visit: v}
 	err := h.proxy.ServeHTTP(dw, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)), nil)
 	if err == nil {
-		v.cleanTrailers(w.Header())
+		v.cleanResponse(w.Header()) // trailers: the header has been sent
 		return nil
 	}
 	if answer := (*answers.Error)(nil); errors.As(err, &answer) {
@@ -102,6 +103,7 @@ type roundTripper struct{}
 func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	v := r.Context().Value(visitKey{}).(*visit)
 	v.cleanRequest(r)
+	v.cleanTrailer(r.Trailer) // the names that are announced
 	r.URL.Scheme = "http"
 	if v.target.Kind == wire.HTTPS {
 		r.URL.Scheme = "https"
@@ -109,7 +111,7 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	r.URL.Host = v.target.Device + ":" + strconv.Itoa(int(v.target.Port))
 	var body *watchedBody
 	if r.Body != nil && r.Body != http.NoBody {
-		body = &watchedBody{ReadCloser: r.Body}
+		body = &watchedBody{ReadCloser: r.Body, visit: v, trailer: r.Trailer}
 		r.Body = body
 	}
 	transport := v.edge.conns.fresh
@@ -127,11 +129,7 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, answerFor(fmt.Errorf("status %d", res.StatusCode))
 	}
 	v.cleanResponse(res.Header)
-	for name := range res.Trailer {
-		if ours(name) {
-			delete(res.Trailer, name)
-		}
-	}
+	v.cleanResponse(res.Trailer)
 	return res, nil
 }
 
@@ -155,15 +153,21 @@ func answerFor(err error) error {
 	return &answers.Error{Code: wire.DeviceRefused, Message: "the device sent an answer that is not valid HTTP", Cause: err}
 }
 
-// watchedBody remembers whether the visitor's part of an upload has failed.
+// watchedBody remembers whether the visitor's part of an upload has failed, and
+// cleans the trailer, which is complete at the end of the body.
 type watchedBody struct {
 	io.ReadCloser
-	bad atomic.Bool
+	visit   *visit
+	trailer http.Header
+	bad     atomic.Bool
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF:
+		b.visit.cleanTrailer(b.trailer)
+	case err != nil:
 		b.bad.Store(true)
 	}
 	return n, err

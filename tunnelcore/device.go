@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
@@ -36,6 +37,7 @@ type device struct {
 	waiting int           // visitors who wait for it
 	arrives bucket        // of tunnels, and
 	rivals  bucket        // of other instances that want it while it is connected
+	keeping atomic.Bool   // keepAlive is under way
 	cloned  time.Time     // when that was last told of
 }
 
@@ -44,7 +46,7 @@ type device struct {
 type session struct {
 	instance string
 	slots    *slots // as many as streams may be open at once
-	streams  map[*stream.Stream]int64
+	streams  map[*stream.Stream]struct{}
 	ended    bool // no stream may be added
 }
 
@@ -63,7 +65,7 @@ func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Strea
 		d.session = &session{
 			instance: t.hello.Instance,
 			slots:    new(slots),
-			streams:  make(map[*stream.Stream]int64),
+			streams:  make(map[*stream.Stream]struct{}),
 		}
 	}
 	d.session.slots.resize(streams)
@@ -155,7 +157,7 @@ func (d *device) add(s *session, c *stream.Stream) bool {
 	if s.ended {
 		return false
 	}
-	s.streams[c] = 0
+	s.streams[c] = struct{}{}
 	return true
 }
 
@@ -208,25 +210,13 @@ func (s *session) all() []*stream.Stream {
 	return all
 }
 
-// pingIdle pings the streams of d on which nothing moved since the last call.
-func (d *device) pingIdle() {
+// keepAlive pings the streams of d on which nothing moved since the last call.
+func (d *device) keepAlive() {
 	d.mu.Lock()
 	all := d.session.all()
 	d.mu.Unlock()
 	for _, c := range all {
-		d.mu.Lock()
-		s := d.session
-		last, ok := s.streams[c]
-		d.mu.Unlock()
-		if !ok {
-			continue
-		}
-		now := c.Idle(last)
-		d.mu.Lock()
-		if _, ok := s.streams[c]; ok {
-			s.streams[c] = now
-		}
-		d.mu.Unlock()
+		c.KeepAlive()
 	}
 }
 

@@ -16,9 +16,10 @@ const (
 	tickTime = time.Second
 	// graceTime is how long the second ping in a row may stay unanswered.
 	graceTime = 10 * time.Second
-	// idleTime is how often streams are looked at that say nothing: below the
-	// patience of proxies on the way, which is a minute or less.
-	idleTime = 20 * time.Second
+	// idleTime is how often streams are looked at that say nothing. The gap between
+	// two pings is up to twice that: below the patience of proxies on the way, some
+	// of which cut after half a minute.
+	idleTime = 12 * time.Second
 	// joinTime is how often a node whose id is taken looks whether it is free.
 	joinTime = 500 * time.Millisecond
 	// restoreTimeout bounds one attempt to write again what all tunnels hold, and
@@ -163,11 +164,12 @@ func (h *Hub) pingStreams() {
 	}
 	h.mu.Unlock()
 	for _, d := range busy {
-		if h.begin() {
-			go func() { // Shutdown waits for it; a write to a full buffer may take long
-				defer h.wg.Done()
-				d.pingIdle()
-			}()
+		// Each device by itself, and not twice: a write to a full buffer waits.
+		if d.keeping.CompareAndSwap(false, true) {
+			h.wg.Go(func() {
+				defer d.keeping.Store(false)
+				d.keepAlive()
+			})
 		}
 	}
 }

@@ -64,8 +64,11 @@ type Stream struct {
 	writeEnded atomic.Bool // ours has been sent, or is on its way
 	broken     atomic.Bool // a read or write failed, deadlines of reads excepted
 	closed     atomic.Bool // written under deadlineMu
+	reading    atomic.Bool // somebody waits for the peer
 
 	received, sent atomic.Int64 // bytes
+
+	keep keepAlive // KeepAlive's own
 }
 
 // New makes a stream of a transfer socket, which it owns from then on.
@@ -113,6 +116,8 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 // payloadLocked waits until there is payload to read. It wants readMu, or to be
 // linger.
 func (c *Stream) payloadLocked() error {
+	c.reading.Store(true)
+	defer c.reading.Store(false)
 	for {
 		if c.readErr != nil {
 			return c.readErr
@@ -373,6 +378,8 @@ func (c *Stream) finish() {
 func (c *Stream) awaitClose() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
+	c.reading.Store(true)
+	defer c.reading.Store(false)
 	for {
 		if c.closed.Load() {
 			return nil
@@ -396,15 +403,40 @@ func (c *Stream) awaitClose() error {
 // Transferred returns the bytes of payload received and sent so far.
 func (c *Stream) Transferred() (received, sent int64) { return c.received.Load(), c.sent.Load() }
 
-// Idle pings the peer if nothing moved since the number that the last call
-// returned, so that middleboxes keep the connection and a dead one is found.
-func (c *Stream) Idle(last int64) int64 {
-	now := c.received.Load() + c.sent.Load()
-	if now == last && !c.closed.Load() {
-		// A failure shows in the next read or write.
-		_, _ = c.s.Ping()
+// missedPings is after how many pings in a row a peer is gone from which nothing
+// came.
+const missedPings = 2
+
+// keepAlive is what KeepAlive remembers of its last call.
+type keepAlive struct {
+	moved  int64
+	heard  uint32
+	missed int
+}
+
+// KeepAlive is called now and then, by one goroutine at a time. It pings the peer
+// if nothing moved since the last call, so that middleboxes keep the connection,
+// and aborts the stream when the pings stay unanswered: TCP's own keep-alive waits
+// for data that is not acknowledged, and such a ping is. Answers are only read
+// while somebody reads, so that a reader who is slow counts for nothing.
+func (c *Stream) KeepAlive() {
+	k := &c.keep
+	moved, heard := c.received.Load()+c.sent.Load(), c.s.Heard()
+	idle := moved == k.moved
+	if !idle || heard != k.heard || !c.reading.Load() {
+		k.missed = 0
 	}
-	return now
+	k.moved, k.heard = moved, heard
+	switch {
+	case c.closed.Load() || !idle:
+	case k.missed >= missedPings:
+		c.Abort()
+	default:
+		// A failure shows in the next read or write.
+		if sent, _ := c.s.Ping(); sent {
+			k.missed++
+		}
+	}
 }
 
 // LocalAddr and RemoteAddr are those of the socket, unless Options.Remote says

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -191,7 +192,7 @@ func TestCallsWhileLingering(t *testing.T) {
 		if err := errors.Join(a.Close(), a.Close()); err != nil {
 			t.Errorf("close: %v", err)
 		}
-		a.Idle(0)
+		a.KeepAlive()
 		if took := time.Since(start); took != 0 {
 			t.Errorf("took %v", took)
 		}
@@ -287,7 +288,7 @@ func TestEndingRaces(t *testing.T) {
 				func() { s.Close() }, func() { s.Close() }, func() { s.CloseWrite() },
 				func() { s.Read(make([]byte, 10)) }, func() { s.Write(make([]byte, 1000)) },
 				func() { s.SetDeadline(time.Now().Add(time.Hour)) }, func() { s.SetDeadline(time.Time{}) },
-				func() { s.Idle(0) }, func() { s.Transferred() },
+				s.KeepAlive, func() { s.Transferred() },
 			} {
 				wg.Go(f)
 			}
@@ -461,29 +462,62 @@ func TestAwaitCloseIgnoresDeadlines(t *testing.T) {
 	})
 }
 
-// Idle pings only when nothing moved.
-func TestIdle(t *testing.T) {
+// KeepAlive pings when nothing moved, and gives up a peer that does not answer
+// although its answer would be read.
+func TestKeepAlive(t *testing.T) {
 	c, s := conns(t, "tcp")
 	a, peer := sockets(t, c, s)
 	stream := New(a, Options{})
 	defer stream.Abort()
 	defer peer.Close()
 	io.WriteString(stream, "x")
-	last := stream.Idle(0)
-	if last != 1 {
-		t.Errorf("moved %d", last)
-	}
+	stream.KeepAlive() // something has moved
 	if _, _, err := peer.ReadMessage(10); err != nil {
 		t.Fatal(err)
 	}
 	heard := peer.Heard()
-	if again := stream.Idle(last); again != last {
-		t.Errorf("moved %d", again)
+	// Nobody reads: pings are sent, and nobody expects an answer.
+	for range 2 * missedPings {
+		stream.KeepAlive()
 	}
-	go peer.Next()
-	within(t, "ping", func() {
-		for peer.Heard() == heard {
-			time.Sleep(time.Millisecond)
+	read := make(chan error, 1)
+	go func() {
+		_, err := stream.Read(make([]byte, 1))
+		read <- err
+	}()
+	wait(t, "reader", stream.reading.Load)
+	// While the peer answers, the stream lives.
+	answering := make(chan struct{})
+	go func() { peer.Next(); close(answering) }()
+	wait(t, "ping", func() bool { return peer.Heard() != heard })
+	for range 3 * missedPings {
+		before := a.Heard()
+		stream.KeepAlive()
+		wait(t, "pong", func() bool { return a.Heard() != before })
+	}
+	// It falls silent.
+	peer.SetReadDeadline(time.Unix(1, 0))
+	<-answering
+	before := a.Heard()
+	for range missedPings + 2 {
+		stream.KeepAlive()
+	}
+	if a.Heard() != before {
+		t.Fatal("the peer has answered")
+	}
+	within(t, "abort", func() {
+		if err := <-read; err == nil {
+			t.Error("read without an error")
+		}
+	})
+}
+
+// wait waits for ok, which it asks again and again.
+func wait(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	within(t, what, func() {
+		for !ok() {
+			runtime.Gosched()
 		}
 	})
 }

@@ -78,6 +78,13 @@ type App struct {
 	// Default: 5s.
 	Wait *caddy.Duration `json:"wait,omitempty"`
 
+	// How long a device may take from the end of a visitor's request to the header
+	// of its answer; after it the visitor is told so, with status 504. What follows
+	// the header takes as long as it takes. Default: 2m, which is more than the
+	// minute for which services hold back the answers to long polls, and less than
+	// the five after which browsers give up.
+	AnswerTimeout caddy.Duration `json:"answer_timeout,omitempty"`
+
 	// Bounds on what devices and visitors can make this node hold.
 	Limits *Limits `json:"limits,omitempty"`
 

@@ -62,6 +62,9 @@ var appSettings = []setting[*App]{
 		a.Wait = new(caddy.Duration)
 		return durationValue(d, "wait", a.Wait)
 	}},
+	{"answer_timeout", func(a *App, d *caddyfile.Dispenser) error {
+		return durationValue(d, "answer_timeout", &a.AnswerTimeout)
+	}},
 	{"limits", (*App).parseLimits},
 }
 
@@ -96,6 +99,7 @@ var appSettings = []setting[*App]{
 //		heartbeat       <duration>
 //		allow_plaintext
 //		wait            <duration>
+//		answer_timeout  <duration>
 //		limits {
 //			tunnels                     <number>
 //			new_tunnels                 <number>

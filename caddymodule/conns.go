@@ -3,8 +3,10 @@ package caddymodule
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,58 +32,99 @@ const (
 // outlives its tunnel, and those of one can be closed for its device to have
 // room.
 type conns struct {
-	hub      *tunnelcore.Hub
-	fresh    *http.Transport // takes a new connection for each request
-	byTunnel sync.Map        // tunnel id → *http.Transport, which keeps connections
+	hub *tunnelcore.Hub
+
+	mu            sync.Mutex // guards what follows
+	answerTimeout time.Duration
+	fresh         *http.Transport            // takes a new connection for each request
+	byTunnel      map[string]*http.Transport // tunnel id → transport, which keeps connections
 }
 
 func newConns(hub *tunnelcore.Hub) *conns {
-	c := &conns{hub: hub, fresh: newTransport(hub)}
+	return &conns{hub: hub, byTunnel: make(map[string]*http.Transport)}
+}
+
+// setAnswerTimeout bounds the time from the end of a request to the header of its
+// answer, for requests from now on.
+func (c *conns) setAnswerTimeout(d time.Duration) {
+	c.mu.Lock()
+	if c.fresh != nil && c.answerTimeout == d {
+		c.mu.Unlock()
+		return
+	}
+	c.answerTimeout = d
+	c.fresh = newTransport(c.hub, d)
 	c.fresh.DisableKeepAlives = true
-	return c
+	old := c.byTunnel
+	c.byTunnel = make(map[string]*http.Transport)
+	c.mu.Unlock()
+	for _, t := range old {
+		t.CloseIdleConnections()
+	}
+}
+
+// single returns the transport that keeps no connection.
+func (c *conns) single() *http.Transport {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fresh
 }
 
 // kept returns the transport of the tunnel that v goes to.
 func (c *conns) kept(ctx context.Context, v *visit) *http.Transport {
 	tunnel := v.target.Tunnel
-	if t, ok := c.byTunnel.Load(tunnel); ok {
-		return t.(*http.Transport)
+	c.mu.Lock()
+	t, ok := c.byTunnel[tunnel]
+	if !ok {
+		t = newTransport(c.hub, c.answerTimeout)
+		c.byTunnel[tunnel] = t
 	}
-	t, _ := c.byTunnel.LoadOrStore(tunnel, newTransport(c.hub))
-	// If the tunnel has ended meanwhile, nobody else will forget it.
-	if now, err := c.hub.Lookup(ctx, v.hostname); err != nil || now.Tunnel != tunnel {
-		c.forget(tunnel)
+	c.mu.Unlock()
+	if !ok {
+		// If the tunnel has ended meanwhile, nobody else will forget it.
+		if now, err := c.hub.Lookup(ctx, v.hostname); err != nil || now.Tunnel != tunnel {
+			c.forget(tunnel)
+		}
 	}
-	return t.(*http.Transport)
+	return t
 }
 
 // forget drops the connections of a tunnel that has ended.
 func (c *conns) forget(tunnel string) {
-	if t, ok := c.byTunnel.LoadAndDelete(tunnel); ok {
-		t.(*http.Transport).CloseIdleConnections()
+	c.mu.Lock()
+	t, ok := c.byTunnel[tunnel]
+	delete(c.byTunnel, tunnel)
+	c.mu.Unlock()
+	if ok {
+		t.CloseIdleConnections()
 	}
 }
 
 // makeRoom closes the connections of a tunnel that wait for a next request: its
 // device has no room for a visitor.
 func (c *conns) makeRoom(tunnel string) {
-	if t, ok := c.byTunnel.Load(tunnel); ok {
-		t.(*http.Transport).CloseIdleConnections()
+	c.mu.Lock()
+	t, ok := c.byTunnel[tunnel]
+	c.mu.Unlock()
+	if ok {
+		t.CloseIdleConnections()
 	}
 }
 
 // closeIdle closes all connections that wait for a next request.
 func (c *conns) closeIdle() {
-	c.byTunnel.Range(func(_, t any) bool {
-		t.(*http.Transport).CloseIdleConnections()
-		return true
-	})
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.byTunnel))
+	c.mu.Unlock()
+	for _, t := range all {
+		t.CloseIdleConnections()
+	}
 }
 
 // newTransport returns a transport whose connections are streams of hub, to the
 // device of the visit in the context. The visitor who is told to the device is
 // the one whose request made the connection.
-func newTransport(hub *tunnelcore.Hub) *http.Transport {
+func newTransport(hub *tunnelcore.Hub, answerTimeout time.Duration) *http.Transport {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		v := ctx.Value(visitKey{}).(*visit)
 		return hub.Dial(ctx, v.target.Device, v.target.Port, v.from)
@@ -102,6 +145,7 @@ func newTransport(hub *tunnelcore.Hub) *http.Transport {
 		MaxIdleConnsPerHost:    keptPerPort,
 		IdleConnTimeout:        keptIdle,
 		MaxResponseHeaderBytes: maxResponseHeader,
+		ResponseHeaderTimeout:  answerTimeout, // counts from the end of the request's body
 	}
 }
 

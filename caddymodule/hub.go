@@ -60,8 +60,7 @@ func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})
-	e.logger = settings.Logger
-	e.hub.Update(settings)
+	e.enforceLocked()
 }
 
 // remove forgets a. If its settings were in force, those before them are again:
@@ -75,10 +74,18 @@ func (e *edge) remove(a *App) {
 	}
 	wasTop := i == len(e.generations)-1
 	e.generations = slices.Delete(e.generations, i, i+1)
-	if n := len(e.generations); wasTop && n > 0 {
-		e.logger = e.generations[n-1].settings.Logger
-		e.hub.Update(e.generations[n-1].settings)
+	if wasTop && len(e.generations) > 0 {
+		e.enforceLocked()
 	}
+}
+
+// enforceLocked puts the settings of the newest configuration in force. It wants
+// mu.
+func (e *edge) enforceLocked() {
+	top := e.generations[len(e.generations)-1]
+	e.logger = top.settings.Logger
+	e.conns.setAnswerTimeout(top.app.answerTimeout())
+	e.hub.Update(top.settings)
 }
 
 // beginShutdown tells agents to come back elsewhere or later, lets streams go on

@@ -114,9 +114,11 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 		body = &watchedBody{ReadCloser: r.Body, visit: v, trailer: r.Trailer}
 		r.Body = body
 	}
-	transport := v.edge.conns.fresh
-	if body == nil && repeatable(r.Method) {
+	var transport *http.Transport
+	if body == nil && repeatable(r.Method) && !bindsConnection(r.Header) {
 		transport = v.edge.conns.kept(r.Context(), v)
+	} else {
+		transport = v.edge.conns.single()
 	}
 	res, err := transport.RoundTrip(r)
 	switch {
@@ -140,6 +142,22 @@ func repeatable(method string) bool {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
 		return true
+	}
+	return false
+}
+
+// bindsConnection reports whether a request may log in the connection it comes
+// on, as NTLM and Negotiate do: its next request would be somebody else's, under
+// that name. Of schemes that are not known it may be feared. (A connection is
+// bound by what a request says; an answer that offers NTLM binds none.)
+func bindsConnection(h http.Header) bool {
+	for _, credentials := range h["Authorization"] {
+		scheme, _, _ := strings.Cut(strings.TrimLeft(credentials, " \t"), " ")
+		switch strings.ToLower(scheme) {
+		case "", "basic", "bearer", "digest":
+		default:
+			return true
+		}
 	}
 	return false
 }

@@ -147,6 +147,9 @@ func (a *App) validateTimes() error {
 	if a.Wait != nil && *a.Wait < 0 {
 		return fmt.Errorf("wait: %v is negative: 0s or more", time.Duration(*a.Wait))
 	}
+	if a.AnswerTimeout < 0 {
+		return fmt.Errorf("answer_timeout: %v is negative", time.Duration(a.AnswerTimeout))
+	}
 	return nil
 }
 
@@ -277,6 +280,11 @@ func (a *App) settings() tunnelcore.Settings {
 	s.Logger = a.logger
 	s.Events = emitter(a.ctx)
 	return s
+}
+
+// answerTimeout is AnswerTimeout or its default.
+func (a *App) answerTimeout() time.Duration {
+	return cmp.Or(time.Duration(a.AnswerTimeout), 2*time.Minute)
 }
 
 // serve notes a server on which a handler serves devices: visitors come there.

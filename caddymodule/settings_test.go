@@ -38,6 +38,7 @@ func TestValidate(t *testing.T) {
 		{"heartbeat", func(a *App) { a.Heartbeat = caddy.Duration(15 * time.Minute) }, ""},
 		{"negative wait", func(a *App) { a.Wait = duration(-1) }, "wait: -1ns is negative"},
 		{"no wait", func(a *App) { a.Wait = duration(0) }, ""},
+		{"negative answer timeout", func(a *App) { a.AnswerTimeout = -1 }, "answer_timeout: -1ns is negative"},
 		{"odd mode", func(a *App) { a.Hostname = "mac" }, `hostname: "mac" is neither random nor device`},
 		{"odd visitors", func(a *App) { a.Visitors = &Visitors{Scheme: "wss"} }, `visitors: "wss" is neither https nor http`},
 		{"negative limit", func(a *App) { a.Limits = &Limits{HeaderBytes: -1} }, "limits: header_bytes: -1 is negative"},

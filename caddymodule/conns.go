@@ -24,6 +24,9 @@ const (
 	keptPerPort = wire.DefaultStreams
 	// maxResponseHeader bounds, in bytes, the header of a device's answer.
 	maxResponseHeader = 64 << 10
+	// continueWait is how long the body of a request that expects a 100 is held
+	// back for the device to ask for it or to refuse: many small servers do neither.
+	continueWait = time.Second
 	// tlsTimeout bounds the TLS handshake with a device; the hub bounds the rest.
 	tlsTimeout = 20 * time.Second
 )
@@ -145,6 +148,7 @@ func newTransport(hub *tunnelcore.Hub, answerTimeout time.Duration) *http.Transp
 		MaxIdleConnsPerHost:    keptPerPort,
 		IdleConnTimeout:        keptIdle,
 		MaxResponseHeaderBytes: maxResponseHeader,
+		ExpectContinueTimeout:  continueWait,
 		ResponseHeaderTimeout:  answerTimeout, // counts from the end of the request's body
 	}
 }

@@ -18,6 +18,7 @@ func respond(w http.ResponseWriter, r *http.Request, e *answers.Error) error {
 	if errors.Is(e, context.Canceled) {
 		return caddyhttp.Error(499, e) // as reverse_proxy does for who has left
 	}
+	withoutBody(w, r)
 	err := caddyhttp.Error(e.Status(), e)
 	if !operatorAnswers(r, err) {
 		e.WriteHTTP(w, r)

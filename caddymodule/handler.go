@@ -142,6 +142,7 @@ func (h *Handler) Cleanup() error {
 
 // ServeHTTP serves agents and visitors.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	holdBody(r)
 	e := h.app.await(r.Context())
 	if e == nil {
 		return respond(w, r, &answers.Error{Code: wire.Unavailable})

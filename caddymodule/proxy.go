@@ -64,7 +64,7 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		keep:     h.keep,
 	}
 	r = v.guardConnection(r)
-	dw := &deviceWriter{ResponseWriter: w, visit: v}
+	dw := &deviceWriter{ResponseWriter: w, visit: v, request: r}
 	err := h.proxy.ServeHTTP(dw, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)), nil)
 	if err == nil {
 		v.cleanResponse(w.Header()) // trailers: the header has been sent
@@ -78,15 +78,20 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 }
 
 // deviceWriter filters the headers of informational answers, which a device may
-// send before the one that the transport filters.
+// send before the one that the transport filters. The final one goes to the
+// visitor without the body that it holds back.
 type deviceWriter struct {
 	http.ResponseWriter
-	visit *visit
+	visit   *visit
+	request *http.Request
 }
 
-// WriteHeader filters 1xx and sends.
+// WriteHeader sends what a device has answered.
 func (w *deviceWriter) WriteHeader(status int) {
-	if status < 200 && status != http.StatusSwitchingProtocols {
+	switch {
+	case status >= 200:
+		withoutBody(w.ResponseWriter, w.request)
+	case status != http.StatusSwitchingProtocols:
 		w.visit.cleanResponse(w.Header())
 	}
 	w.ResponseWriter.WriteHeader(status)

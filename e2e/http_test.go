@@ -3,7 +3,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +12,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"github.com/quic-go/quic-go/http3"
 
@@ -389,12 +386,13 @@ func TestHTTP2(t *testing.T) {
 func TestHTTP2Cleartext(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		s := newSite(t, harness.Shared(t, k))
-		transport := &http2.Transport{
-			AllowHTTP: true,
-			DialTLSContext: func(ctx context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
+		transport := &http.Transport{
+			Protocols: new(http.Protocols),
+			DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 				return new(net.Dialer).DialContext(ctx, network, s.face.VisitorAddr())
 			},
 		}
+		transport.Protocols.SetUnencryptedHTTP2(true)
 		t.Cleanup(transport.CloseIdleConnections)
 		wholeVisit(t, s, &http.Client{Transport: transport, Timeout: harness.VisitorTimeout}, 2)
 	})

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 // The file is a bbolt database with three buckets. Keys are text, values JSON; a
@@ -19,7 +20,7 @@ import (
 //	meta     "format"  1
 //	meta     "state"   {"generation":1767225600000000,"clock_ms":…,"wall_ms":…}
 //	devices  device    {"label":"…","generation":…,"online":true,"until_ms":…,"seen_ms":…,"why":"…","ports":{"22":40001}}
-//	rests    port      {"until_ms":…}
+//	rests    port      {"until_ms":…,"device":"…","port":22}
 //
 // Times are those of the registry's clock (see clock), which state ties to Unix
 // time. A format that is not 1 is not read. Nodes are not kept, nor who held a
@@ -56,8 +57,12 @@ type storedDevice struct {
 	Ports      map[uint16]uint16 `json:"ports,omitempty"`
 }
 
+// storedRest is a public port that rests, and whose it was; older versions did not
+// say.
 type storedRest struct {
-	UntilMS int64 `json:"until_ms"`
+	UntilMS int64  `json:"until_ms"`
+	Device  string `json:"device,omitempty"`
+	Port    uint16 `json:"port,omitempty"`
 }
 
 // A store is the file. One goroutine at a time.
@@ -93,7 +98,7 @@ func openStore(path string) (*store, error) {
 	case errors.As(err, &damage):
 		letGo(file)
 		return nil, s.damaged(err)
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("registry: %s is in use by another process: stop that one, or give each its own file", path)
 	case errors.As(err, &unreadable):
 		return nil, fmt.Errorf("registry: store: %w", err) // names the path
@@ -195,7 +200,7 @@ func (s *store) write(b *batch, now saved) error {
 			for port, use := range b.ports {
 				var v any
 				if use.rest > b.now {
-					v = storedRest{UntilMS: use.rest}
+					v = storedRest{UntilMS: use.rest, Device: use.device, Port: use.port}
 				}
 				if err := put(rests, strconv.Itoa(int(port)), v); err != nil {
 					return err

@@ -161,7 +161,7 @@ func (c *script) SetWriteDeadline(time.Time) error { return nil }
 // settle waits for the reply that s may be sending.
 func settle(s *Socket) {
 	s.writeMu.Lock()
-	s.writeMu.Unlock()
+	defer s.writeMu.Unlock()
 }
 
 var (

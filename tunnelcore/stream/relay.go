@@ -150,17 +150,17 @@ func closeWrite(c net.Conn) error {
 
 // Abort closes c so that its other end sees an abort: a reset, not an end.
 func Abort(c net.Conn) {
-	switch c := c.(type) {
+	switch kind := c.(type) {
 	case interface{ Abort() }:
-		c.Abort()
+		kind.Abort()
 	case interface{ NetConn() net.Conn }:
 		// TLS: its Close would say goodbye, which is an end, and could wait for the
 		// peer to read.
-		Abort(c.NetConn())
+		Abort(kind.NetConn())
 	case interface{ SetLinger(int) error }:
-		_ = c.SetLinger(0) // else it closes with an end; nothing to be done
-		c.(net.Conn).Close()
+		_ = kind.SetLinger(0) // else it closes with an end; nothing to be done
+		c.Close()
 	default:
-		c.(net.Conn).Close()
+		c.Close()
 	}
 }

@@ -324,9 +324,10 @@ func (c *Stream) linger() {
 	// stream is closed. What follows is alone, and must not make them wait.
 	c.readMu.Lock()
 	c.writeMu.Lock()
+	broken := c.broken.Load()
 	c.writeMu.Unlock()
 	c.readMu.Unlock()
-	if c.broken.Load() {
+	if broken {
 		return
 	}
 	until := time.Now().Add(lingerTime)

@@ -63,9 +63,14 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		edge:     e,
 		keep:     h.keep,
 	}
+	leave, err := e.hub.Enter(r.Context(), target.Device, v.from.Addr())
+	if err != nil {
+		return respond(w, r, answers.From(err))
+	}
+	defer leave()
 	r = v.guardConnection(r)
 	dw := &deviceWriter{ResponseWriter: w, visit: v, request: r}
-	err := h.proxy.ServeHTTP(dw, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)), nil)
+	err = h.proxy.ServeHTTP(dw, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)), nil)
 	if err == nil {
 		v.cleanResponse(w.Header()) // trailers: the header has been sent
 		return nil

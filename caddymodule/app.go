@@ -150,10 +150,12 @@ type Limits struct {
 	NewTunnels int `json:"new_tunnels,omitempty"`
 	// Streams to a device at once. Default: 256.
 	StreamsPerDevice int `json:"streams_per_device,omitempty"`
-	// Streams to a device at once from one visitor's address, on public ports.
-	// Default: 16.
+	// Of one address (IPv6: of one /64) to a device at once: requests, WebSockets
+	// among them, and connections to its public ports. Requests wait for their turn
+	// for up to 10s. Default: 16.
 	StreamsPerAddress int `json:"streams_per_address,omitempty"`
-	// Bytes held for a device that are not sent yet. Default: 2 MiB.
+	// Bytes held for a device that are not sent yet. Not supported by this build
+	// yet.
 	BufferPerDevice int64 `json:"buffer_per_device,omitempty"`
 	// From an agent's request to its answer. Default: 10s.
 	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`

@@ -45,8 +45,20 @@ const (
 // handler in front has made them (`forward_auth` with `copy_headers`,
 // `basic_auth`), or `keep_headers` names them. X-Forwarded-For, -Proto and -Host
 // are set as `reverse_proxy` sets them. The Authorization that a handler such as
-// `basic_auth` has used stays here. Of what devices send, cookies for any other
+// `basic_auth` has used stays here. The same names in trailers never pass. Of
+// protocols that a visitor asks to switch to, WebSocket alone passes. Of what
+// devices send, cookies for any other
 // hostname than their own are dropped.
+//
+// Visitors are told apart by their address (`limits`). Behind another proxy
+// configure `trusted_proxies`, and `trusted_proxies_unix` where it comes through a
+// socket file: otherwise all of its visitors count as one.
+//
+// Connections to a device are kept and serve one visitor after another. Where an
+// agent announces visitors to a local service with the PROXY protocol, such a
+// connection tells the address of the first: for HTTP use X-Forwarded-For. A
+// request whose Authorization is not Basic, Bearer or Digest has a connection of
+// its own, so logins that hold for a connection (NTLM, Negotiate) do not work.
 //
 // What the edge answers itself carries the header Iottunnel-Error. It is a page,
 // JSON or text, as the visitor's Accept asks; where the site has `handle_errors`
@@ -213,7 +225,9 @@ func setPlaceholders(r *http.Request, t tunnelcore.Target) {
 	}
 }
 
-// clientIP is the address of whoever sent r, behind trusted proxies.
+// clientIP is the address of whoever sent r, behind trusted proxies. It is the
+// zero Addr for what comes through a socket file from a proxy that is not trusted:
+// all of that counts as one address.
 func clientIP(r *http.Request) netip.Addr {
 	if s, ok := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); ok {
 		if addr, err := netip.ParseAddr(s); err == nil {

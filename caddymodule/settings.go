@@ -183,6 +183,9 @@ func (a *App) validateUnsupported() error {
 	unsupported := func(setting string) error {
 		return fmt.Errorf("%s: not supported by this build yet: remove it", setting)
 	}
+	if l := a.Limits; l != nil && l.BufferPerDevice != 0 {
+		return unsupported("limits buffer_per_device")
+	}
 	if n := a.Node; n != nil {
 		switch {
 		case n.URL != "":

@@ -32,16 +32,21 @@ func (r *record) stored() any {
 	}
 }
 
-// portUse is why a port cannot be had: a device leases it, or it rests until then.
+// portUse is why a public port cannot be had: a port of a device leases it, or
+// did so and it rests.
 type portUse struct {
 	device string
-	rest   int64
+	port   uint16
+	rest   int64 // until then; 0: it is leased
 }
+
+func (u portUse) leased() bool { return u.device != "" && u.rest == 0 }
 
 // state is what only the committer sees, besides what it publishes.
 type state struct {
 	store      *store             // nil when nothing is kept
 	ports      map[uint16]portUse // by public port; what is not in it is free
+	resting    resting            // those of ports that rest
 	generation int64              // the highest handed out
 	swept      string             // the last device that sweep looked at
 	failing    bool               // the last write failed
@@ -55,6 +60,7 @@ type state struct {
 func newState() state {
 	return state{
 		ports:         map[uint16]portUse{},
+		resting:       resting{},
 		unsureDevices: map[string]struct{}{},
 		unsurePorts:   map[uint16]struct{}{},
 	}
@@ -69,12 +75,31 @@ type batch struct {
 	devices    map[string]*record // nil: gone
 	labels     map[string]string  // label → device; empty: free
 	ports      map[uint16]portUse // zero: free
+	rested     resting            // those of ports that rest, or did before a later change
+}
+
+// resting is the public ports of each device that rest.
+type resting map[string]map[uint16]struct{}
+
+func (r resting) add(device string, public uint16) {
+	if r[device] == nil {
+		r[device] = map[uint16]struct{}{}
+	}
+	r[device][public] = struct{}{}
+}
+
+func (r resting) remove(device string, public uint16) {
+	delete(r[device], public)
+	if len(r[device]) == 0 {
+		delete(r, device)
+	}
 }
 
 func (m *Memory) newBatch() *batch {
 	b := &batch{
 		m: m, now: m.clock.decide(), generation: m.generation,
 		devices: map[string]*record{}, labels: map[string]string{}, ports: map[uint16]portUse{},
+		rested: resting{},
 	}
 	for id := range m.unsureDevices {
 		b.devices[id] = m.published(id)
@@ -108,8 +133,8 @@ func (b *batch) device(id string) *record {
 	}
 	b.devices[id] = nil
 	b.labels[r.label] = ""
-	for _, port := range r.ports {
-		b.rest(port, r.until)
+	for port, public := range r.ports {
+		b.rest(id, port, public, r.until)
 	}
 	return nil
 }
@@ -134,22 +159,51 @@ func (b *batch) use(port uint16) portUse {
 	if !staged {
 		u = b.m.ports[port]
 	}
-	if u.device != "" && b.device(u.device) == nil {
+	if u.leased() && b.device(u.device) == nil {
 		u = b.ports[port] // it rests, since its lease has run out
 	}
-	if u.device == "" && u.rest <= b.now {
+	if !u.leased() && u.rest <= b.now {
 		return portUse{}
 	}
 	return u
 }
 
-// rest gives up a port whose lease ended then.
-func (b *batch) rest(port uint16, then int64) {
-	u := portUse{rest: then + PortRest.Milliseconds()}
+// rest gives up the public port of a device's port whose lease ended then.
+func (b *batch) rest(device string, port, public uint16, then int64) {
+	u := portUse{device: device, port: port, rest: then + PortRest.Milliseconds()}
 	if u.rest <= b.now {
-		u = portUse{}
+		b.ports[public] = portUse{}
+		return
 	}
-	b.ports[port] = u
+	b.ports[public] = u
+	b.rested.add(device, public)
+}
+
+// restingOf returns the public ports of a device that rest.
+func (b *batch) restingOf(device string) map[uint16]portUse {
+	own := map[uint16]portUse{}
+	for _, set := range []map[uint16]struct{}{b.m.resting[device], b.rested[device]} {
+		for public := range set {
+			if u := b.use(public); u.device == device && !u.leased() {
+				own[public] = u
+			}
+		}
+	}
+	return own
+}
+
+// lastOf returns the public port in [first, last] among those that rest which port
+// had last; 0 without one.
+func lastOf(resting map[uint16]portUse, port, first, last uint16) (public uint16) {
+	for p, u := range resting {
+		if u.port != port || p < first || p > last {
+			continue
+		}
+		if best := resting[public]; u.rest > best.rest || u.rest == best.rest && p < public {
+			public = p
+		}
+	}
+	return public
 }
 
 // claim is Registry.Claim for arguments that are valid.
@@ -204,28 +258,22 @@ func (b *batch) leasePorts(h Holder, want map[uint16]struct{}, first, last uint1
 			ports[port] = public
 		}
 	}
-	taken := make(map[uint16]struct{}, len(want)-len(ports)) // by this call
-	for port := range want {
-		if _, ok := ports[port]; ok {
-			continue
+	taken := make(map[uint16]uint16, len(want)-len(ports)) // by this call: public port → port
+	if len(ports) < len(want) {
+		if err := b.takePorts(r, want, first, last, ports, taken); err != nil {
+			return nil, err
 		}
-		public := b.freePort(preferred(h.Device, port, first, last), first, last, taken)
-		if public == 0 {
-			return nil, &PortsFullError{First: first, Last: last}
-		}
-		taken[public] = struct{}{}
-		ports[port] = public
 	}
 	if maps.Equal(ports, r.ports) {
 		return r.ports, nil
 	}
 	for port, public := range r.ports {
 		if ports[port] != public {
-			b.rest(public, b.now)
+			b.rest(h.Device, port, public, b.now)
 		}
 	}
-	for public := range taken {
-		b.ports[public] = portUse{device: h.Device}
+	for public, port := range taken {
+		b.ports[public] = portUse{device: h.Device, port: port}
 	}
 	next := *r
 	next.ports = ports
@@ -236,9 +284,39 @@ func (b *batch) leasePorts(h Holder, want map[uint16]struct{}, first, last uint1
 	return next.ports, nil
 }
 
+// takePorts finds public ports for those of want that have none in ports yet: it
+// adds them to ports and to taken.
+func (b *batch) takePorts(r *record, want map[uint16]struct{}, first, last uint16, ports, taken map[uint16]uint16) error {
+	resting := b.restingOf(r.device)
+	have := len(r.ports) + len(resting)
+	missing := make([]uint16, 0, len(want)-len(ports))
+	for port := range want {
+		if _, ok := ports[port]; ok {
+			continue
+		}
+		if public := lastOf(resting, port, first, last); public != 0 {
+			ports[port], taken[public] = public, port
+		} else {
+			missing = append(missing, port)
+		}
+	}
+	// What is given back rests, so that free ones are on top of all there are.
+	if have+len(missing) > MaxPorts && len(missing) > 0 {
+		return ErrTooManyPorts
+	}
+	for _, port := range missing {
+		public := b.freePort(preferred(r.device, port, first, last), first, last, taken)
+		if public == 0 {
+			return &PortsFullError{First: first, Last: last}
+		}
+		ports[port], taken[public] = public, port
+	}
+	return nil
+}
+
 // freePort returns a free port, the first from start on and then from first; 0
 // when there is none.
-func (b *batch) freePort(start, first, last uint16, taken map[uint16]struct{}) uint16 {
+func (b *batch) freePort(start, first, last uint16, taken map[uint16]uint16) uint16 {
 	size := int(last) - int(first) + 1
 	for i := range size {
 		port := first + uint16((int(start-first)+i)%size)
@@ -293,6 +371,12 @@ func (b *batch) publish() {
 	m := b.m
 	m.generation = b.generation
 	for port, use := range b.ports {
+		if old := m.ports[port]; old.rest != 0 {
+			m.resting.remove(old.device, port)
+		}
+		if use.rest != 0 {
+			m.resting.add(use.device, port)
+		}
 		if use == (portUse{}) {
 			delete(m.ports, port)
 		} else {

@@ -172,7 +172,7 @@ func (m *Memory) sweep() {
 	}
 	seen := 0
 	for port, use := range m.ports { // starts anywhere: all get their turn
-		if _, staged := b.ports[port]; !staged && use.device == "" && use.rest <= b.now {
+		if _, staged := b.ports[port]; !staged && !use.leased() && use.rest <= b.now {
 			b.ports[port] = portUse{}
 		}
 		if seen++; seen == sweepSize {

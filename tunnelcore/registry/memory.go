@@ -88,7 +88,8 @@ func (m *Memory) open(opts MemoryOptions) error {
 	}
 	rest := func(port uint16, r storedRest) error {
 		if _, leased := m.ports[port]; !leased {
-			m.ports[port] = portUse{rest: r.UntilMS}
+			m.ports[port] = portUse{device: r.Device, port: r.Port, rest: r.UntilMS}
+			m.resting.add(r.Device, port)
 		}
 		return nil
 	}
@@ -116,11 +117,11 @@ func (m *Memory) load(device string, d storedDevice) error {
 	if d.Online {
 		r.why = WhyNodeGone
 	}
-	for _, port := range r.ports {
-		if use, taken := m.ports[port]; taken {
-			return fmt.Errorf("device %q: has port %d of %q", device, port, use.device)
+	for port, public := range r.ports {
+		if use, taken := m.ports[public]; taken {
+			return fmt.Errorf("device %q: has port %d of %q", device, public, use.device)
 		}
-		m.ports[port] = portUse{device: device}
+		m.ports[public] = portUse{device: device, port: port}
 	}
 	m.generation = max(m.generation, r.generation)
 	m.devices.Store(device, r)

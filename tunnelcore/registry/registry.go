@@ -89,6 +89,10 @@ var (
 	ErrLost = errors.New("registry: held by a newer tunnel")
 	// ErrNodeLive: another live process uses this node id.
 	ErrNodeLive = errors.New("registry: node id is in use by another live process")
+	// ErrTooManyPorts: the device would have more than MaxPorts public ports, those
+	// that rest included. Nothing has changed. It can have new ones once others have
+	// rested, after PortRest at most; those that it had it can have at any time.
+	ErrTooManyPorts = fmt.Errorf("registry: a device has at most %d public ports, those that rest included", MaxPorts)
 )
 
 // PortsFullError refuses ports: none is free in the range.
@@ -98,10 +102,15 @@ func (e *PortsFullError) Error() string {
 	return fmt.Sprintf("registry: no free port in %d-%d", e.First, e.Last)
 }
 
-// PortRest is how long a port stays unused after its lease has ended or it was
-// given back, so that visitors of its last owner do not reach the next one. It
-// rests for its last owner too: there it might lead to another service.
+// PortRest is how long a public port rests after its lease has ended or it was
+// given back, so that its visitors do not reach somebody else: only the same port
+// of the same device may have it meanwhile.
 const PortRest = time.Minute
+
+// MaxPorts is how many public ports a device can have, leased and resting: twice
+// as many as one agent may forward, so that it can change them all at once, but
+// not empty the range by changing them again and again.
+const MaxPorts = 64
 
 // MaxName is how many bytes a device, instance, tunnel, label, node id or epoch
 // may have. MaxWhy is how many bytes of a Release's reason are kept; the rest is
@@ -158,6 +167,7 @@ const (
 //   - generations of a device only grow, even after its lease has ended;
 //   - a call with an old Holder changes nothing and says ErrLost;
 //   - after its lease a label is gone, and a port rests for PortRest;
+//   - a device has at most MaxPorts public ports, those that rest included;
 //   - a lease that has run out holds nothing, though its tunnel may live: the
 //     record is gone, the tunnel's Holder is lost, another may claim the device.
 //
@@ -177,12 +187,14 @@ type Registry interface {
 	// nothing has changed.
 	Claim(ctx context.Context, c Claim) (Lease, error)
 
-	// LeasePorts gives each port of want a public port in [first, last], the same
-	// as before while the lease holds and the range still has it, and gives back
-	// those of the device that are not in want. Without room for all it changes
-	// nothing and says *PortsFullError. first = 0 gives all back. Ports given back
-	// rest, and have no place in the same call's room. They belong to the lease,
-	// not to the tunnel: the next tunnel of the device finds them.
+	// LeasePorts gives each port of want a public port in [first, last]: the same
+	// as before while the lease holds, else the one that it had last if that still
+	// rests, as long as the range has it; else a free one. Those of the device that
+	// are not in want are given back: they rest, also after this very call. first =
+	// 0 gives all back. It changes nothing and says ErrTooManyPorts if with the free
+	// ones it needs the device would have more than MaxPorts; else *PortsFullError
+	// if there are not that many. Ports belong to the lease, not to the tunnel: the
+	// next tunnel of the device finds them.
 	//
 	// A zero in want, or a first above last, is ErrInvalid. Repeated ports count once.
 	LeasePorts(ctx context.Context, h Holder, want []uint16, first, last uint16) (map[uint16]uint16, error)

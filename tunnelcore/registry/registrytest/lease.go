@@ -65,14 +65,21 @@ var leaseTests = []test{
 	}},
 	{"refresh of a fleet", func(s *suite) {
 		n := s.node("n1", "e1")
-		var holders, want []registry.Holder
-		for i := range 1500 {
-			h := s.claim(s.ask(n, fmt.Sprintf("d%04d", i), "t1")).Holder
-			if i%500 == 499 {
-				h.Generation--
-				want = append(want, h)
+		const claimers, fleet = 30, 1500
+		holders := make([]registry.Holder, fleet)
+		many(claimers, func(first int) {
+			for i := first; i < fleet; i += claimers {
+				l, err := s.Registry.Claim(s.ctx, s.ask(n, fmt.Sprintf("d%04d", i), "t1"))
+				if err != nil {
+					s.Errorf("Claim: %v", err)
+				}
+				holders[i] = l.Holder
 			}
-			holders = append(holders, h)
+		})
+		var want []registry.Holder
+		for i := 499; i < fleet; i += 500 {
+			holders[i].Generation--
+			want = append(want, holders[i])
 		}
 		if lost := s.refresh(holders...); !slices.Equal(lost, want) {
 			s.Errorf("lost %+v, want %+v", lost, want)

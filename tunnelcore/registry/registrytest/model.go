@@ -47,7 +47,7 @@ type model struct {
 	start time.Time     // on the registry's clock; known from the first record
 
 	devices map[string]*modelDevice
-	rests   map[uint16]time.Duration // port → end of its rest
+	rests   map[uint16]modelRest // by public port; some have ended
 	nodes   map[string]modelNode
 	ever    map[string]int64 // device → its highest generation
 
@@ -67,6 +67,12 @@ type modelDevice struct {
 	ports       map[uint16]uint16
 }
 
+type modelRest struct {
+	device string // whose it was
+	port   uint16
+	until  time.Duration
+}
+
 type modelNode struct {
 	registry.Node
 	at time.Duration
@@ -78,7 +84,7 @@ func newModel(s *suite, seed uint64) *model {
 		suite:   s,
 		rand:    rand.New(rand.NewPCG(seed, 0)),
 		devices: map[string]*modelDevice{},
-		rests:   map[uint16]time.Duration{},
+		rests:   map[uint16]modelRest{},
 		nodes:   map[string]modelNode{},
 		ever:    map[string]int64{},
 	}
@@ -141,8 +147,8 @@ func (m *model) device(id string) *modelDevice {
 		return d
 	}
 	delete(m.devices, id)
-	for _, port := range d.ports {
-		m.rests[port] = d.until + m.PortRest
+	for port, public := range d.ports {
+		m.rests[public] = modelRest{id, port, d.until + m.PortRest}
 	}
 	return nil
 }
@@ -280,7 +286,23 @@ func (m *model) free(port uint16) bool {
 			}
 		}
 	}
-	return m.rests[port] <= m.now
+	return m.rests[port].until <= m.now
+}
+
+// back returns the public ports in a range among which is the one that a device's
+// port takes back; none when none rests.
+func (m *model) back(device string, port uint16, r [2]uint16) (back []uint16) {
+	var last time.Duration
+	for public, rest := range m.rests {
+		if rest.device != device || rest.port != port || public < r[0] || public > r[1] || rest.until <= m.now || rest.until < last {
+			continue
+		}
+		if rest.until > last && m.Exact {
+			back, last = nil, rest.until
+		}
+		back = append(back, public)
+	}
+	return back
 }
 
 func (m *model) tryPorts() string {
@@ -313,16 +335,25 @@ func (m *model) tryPorts() string {
 			kept[p] = public
 		}
 	}
+	back := map[uint16][]uint16{}
+	for _, p := range want {
+		if _, ok := kept[p]; ok {
+			continue
+		}
+		if b := m.back(h.Device, p, r); b != nil {
+			back[p] = b
+		}
+	}
 	room, resting := 0, 0
 	for p := r[0]; p <= r[1] && p != 0; p++ {
 		if m.free(p) {
 			room++
-		} else if !m.Exact && m.rests[p] > 0 {
+		} else if _, rests := m.rests[p]; !m.Exact && rests {
 			resting++ // or not any more: on a running clock that is open
 		}
 	}
 	full := new(registry.PortsFullError)
-	if missing := len(want) - len(kept); missing > room && (missing > room+resting || errors.As(err, &full)) {
+	if missing := len(want) - len(kept) - len(back); missing > room && (missing > room+resting || errors.As(err, &full)) {
 		if !errors.As(err, &full) || *full != (registry.PortsFullError{First: r[0], Last: r[1]}) {
 			m.Errorf("%s, want a PortsFullError", what)
 		}
@@ -337,7 +368,9 @@ func (m *model) tryPorts() string {
 		public := got[p]
 		if old, ok := kept[p]; ok && public != old {
 			m.Errorf("%s, want %d kept for %d", what, old, p)
-		} else if !ok && (!m.free(public) && (m.Exact || m.rests[public] == 0) || public < r[0] || public > r[1]) || taken[public] {
+		} else if b := back[p]; b != nil && m.Exact && !slices.Contains(b, public) {
+			m.Errorf("%s, want one of %v back for %d", what, b, p)
+		} else if !ok && !slices.Contains(b, public) && (!m.free(public) && (m.Exact || m.rests[public] == modelRest{}) || public < r[0] || public > r[1]) || taken[public] {
 			m.Errorf("%s: %d is not free", what, public)
 		}
 		taken[public] = true
@@ -345,7 +378,7 @@ func (m *model) tryPorts() string {
 	}
 	for p, public := range d.ports {
 		if got[p] != public {
-			m.rests[public] = m.now + m.PortRest
+			m.rests[public] = modelRest{h.Device, p, m.now + m.PortRest}
 		}
 	}
 	d.ports = maps.Clone(got)
@@ -463,7 +496,7 @@ func (m *model) tryAdvance() string {
 			ends = append(ends, m.devices[id].until)
 		}
 		for _, p := range slices.Sorted(maps.Keys(m.rests)) {
-			ends = append(ends, m.rests[p])
+			ends = append(ends, m.rests[p].until)
 		}
 		if len(ends) > 0 {
 			d = pick(m, ends) - m.now - time.Duration(m.rand.IntN(2))*time.Millisecond

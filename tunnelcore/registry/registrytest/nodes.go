@@ -133,7 +133,7 @@ var reopenTests = []test{
 			s.Errorf("lease %+v after %+v", next, cam)
 		}
 		s.lost(cam.Holder)
-		s.full(next.Holder, camPorts[80], camPorts[80], 80) // rests
+		s.full(next.Holder, camPorts[80], camPorts[80], 443) // rests
 		s.samePorts(map[uint16]uint16{22: camPorts[22]}, s.lease(next.Holder, 40000, 40001, 22))
 	}},
 	{"time passes meanwhile", func(s *suite) {
@@ -149,7 +149,7 @@ var reopenTests = []test{
 		if !next.Fresh || next.Generation <= l.Generation {
 			s.Errorf("lease %+v after %+v", next, l)
 		}
-		s.full(next.Holder, 40000, 40000, 22)
+		s.full(next.Holder, 40000, 40000, 80)
 	}},
 	{"again and again", func(s *suite) {
 		s.needReopen()

@@ -89,7 +89,7 @@ var portTests = []test{
 		if moved[22] < 50000 || moved[22] > 50009 {
 			s.Errorf("ports %v, want one of 50000-50009", moved)
 		}
-		s.full(h, first, last, 22) // it rests
+		s.full(h, first, last, 80) // it rests
 	}},
 	{"a port that was given back rests", func(s *suite) {
 		n := s.node("n1", "e1")
@@ -120,7 +120,7 @@ var portTests = []test{
 		if s.Exact {
 			s.pass(s.PortRest - 2*s.margin())
 			s.full(door, 40000, 40000, 22)
-			s.full(cam, 40000, 40000, 22)
+			s.full(cam, 40000, 40000, 80)
 			s.pass(s.margin())
 			s.lease(door, 40000, 40000, 22)
 			return
@@ -151,14 +151,14 @@ var portTests = []test{
 	}},
 }
 
-// rests fails unless the port cannot be had for PortRest from now, by any of the
-// holders; it returns when it can.
+// rests fails unless the port, which was one's 22, cannot be had for PortRest from
+// now, by an 80 of any of the holders; it returns when it can.
 func (s *suite) rests(port uint16, holders ...registry.Holder) {
 	s.Helper()
 	check := func() {
 		s.Helper()
 		for _, h := range holders {
-			s.full(h, port, port, 22)
+			s.full(h, port, port, 80)
 		}
 	}
 	check()

@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 	}{
 		{"Claim", claimTests},
 		{"LeasePorts", portTests},
+		{"Rest", restTests},
 		{"Lease", leaseTests},
 		{"Look", lookTests},
 		{"Node", nodeTests},

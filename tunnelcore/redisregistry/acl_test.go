@@ -1,13 +1,16 @@
 package redisregistry
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/iottunnel/iottunnel/internal/redistest"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
 // documentedACL returns the rules of docs/redis.md: the line of the block that
@@ -52,6 +55,28 @@ func TestACL(t *testing.T) {
 	}
 	if err := router.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRefusedLogin wants calls to fail whose connection Redis refuses: an answer
+// that never came must not pass for one that says that a node or a device is lost.
+func TestRefusedLogin(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "right"}, CLI: []string{"--pass", "right"}})
+	for _, login := range []string{":wrong@", ""} {
+		r := open(t, Options{URL: "redis://" + login + s.Addr})
+		node := registry.Node{NodeRef: registry.NodeRef{ID: "n", Epoch: "e"}}
+		holder := registry.Holder{Device: "d", Tunnel: "t", Generation: 1}
+		lost, refused := r.Refresh(t.Context(), time.Minute, []registry.Holder{holder})
+		if len(lost) > 0 {
+			t.Errorf("login %q: %v was lost", login, lost)
+		}
+		for what, err := range map[string]error{"Beat": r.Beat(t.Context(), node), "Refresh": refused} {
+			cure := login == "" || err != nil && strings.Contains(err.Error(), "check the user and the password")
+			if err == nil || errors.Is(err, registry.ErrNodeLive) || !cure {
+				t.Errorf("login %q: %s: %v", login, what, err)
+			}
+		}
 	}
 }
 

@@ -143,6 +143,12 @@ func explain(ctx context.Context, what string, err error) error {
 	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
 		return context.DeadlineExceeded // its timer is just late
 	}
+	switch {
+	case redis.HasErrorPrefix(err, "WRONGPASS"), redis.HasErrorPrefix(err, "NOAUTH"):
+		return fmt.Errorf("redis: %s: %w: check the user and the password of the registry", what, err)
+	case redis.HasErrorPrefix(err, "NOPERM"):
+		return fmt.Errorf("redis: %s: %w: docs/redis.md has the ACL rule that is needed", what, err)
+	}
 	return fmt.Errorf("redis: %s: %w", what, err)
 }
 

@@ -134,10 +134,16 @@ func (b *batch) run() error {
 			errs = append(errs, err)
 		}
 	}
+	sent := false
 	for _, cmd := range cmds {
-		if err := cmd.Err(); err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "NOSCRIPT") {
+		err := cmd.Err()
+		sent = sent || err != nil
+		if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "NOSCRIPT") {
 			return err // the first says enough
 		}
+	}
+	if !sent {
+		return err // no command knows of it: Redis has refused the connection
 	}
 	return errors.Join(errs...)
 }

@@ -303,26 +303,31 @@ func TestDeviceSpeaksHTTPS(t *testing.T) {
 func TestPermission(t *testing.T) {
 	f := start(t, config{global: "on_demand_tls {\npermission iottunnel\n}"})
 	d := f.connect("cam-1", testSite())
-	ctx, err := caddy.ActiveContext().App("iottunnel")
+	app, err := caddy.ActiveContext().App("iottunnel")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Permission{app: ctx.(*App)}
-	for name, want := range map[string]bool{
-		d.up.Hostname:                           true,
-		strings.ToUpper(d.up.Hostname):          true,
-		d.up.Label + "--80." + testDomain:       true,
-		d.up.Label + "--81." + testDomain:       false,
-		"nobody." + testDomain:                  false,
-		testDomain:                              false,
-		"x." + d.up.Hostname:                    false,
-		"example.com":                           false,
-		d.up.Label + "." + testDomain + ".evil": false,
-		"":                                      false,
+	bare := &Permission{app: app.(*App)}
+	listed := &Permission{app: app.(*App), Ports: []uint16{80, 81}}
+	for name, want := range map[string][2]bool{
+		d.up.Hostname:                           {true, true},
+		strings.ToUpper(d.up.Hostname):          {true, true},
+		d.up.Label + "--80." + testDomain:       {false, true},
+		d.up.Label + "--81." + testDomain:       {false, false}, // not served
+		d.up.Label + "--82." + testDomain:       {false, false},
+		"nobody." + testDomain:                  {false, false},
+		"nobody--80." + testDomain:              {false, false},
+		testDomain:                              {false, false},
+		"x." + d.up.Hostname:                    {false, false},
+		"example.com":                           {false, false},
+		d.up.Label + "." + testDomain + ".evil": {false, false},
+		"":                                      {false, false},
 	} {
-		err := p.CertificateAllowed(t.Context(), name)
-		if (err == nil) != want || err != nil && !errors.Is(err, caddytls.ErrPermissionDenied) {
-			t.Errorf("%q: %v", name, err)
+		for i, p := range []*Permission{bare, listed} {
+			err := p.CertificateAllowed(t.Context(), name)
+			if (err == nil) != want[i] || err != nil && !errors.Is(err, caddytls.ErrPermissionDenied) {
+				t.Errorf("%q with ports %v: %v", name, p.Ports, err)
+			}
 		}
 	}
 	d.stop()
@@ -331,7 +336,7 @@ func TestPermission(t *testing.T) {
 		d.up.Label + "--80." + testDomain: false,
 	} {
 		deadline := time.Now().Add(testWait)
-		for (p.CertificateAllowed(t.Context(), name) == nil) != want {
+		for (listed.CertificateAllowed(t.Context(), name) == nil) != want {
 			if time.Now().After(deadline) {
 				t.Fatalf("%q while the device is offline: %t", name, !want)
 			}

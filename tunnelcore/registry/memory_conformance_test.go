@@ -8,6 +8,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry/registrytest"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // A fakeClock moves only when it is told to.
@@ -93,4 +94,10 @@ func TestMemoryOnRunningClock(t *testing.T) {
 			Lease:    30 * time.Second,
 		}
 	})
+}
+
+func TestMaxPorts(t *testing.T) {
+	if registry.MaxPorts != 2*wire.MaxPorts {
+		t.Errorf("a device has %d public ports, and forwards %d: want twice as many", registry.MaxPorts, wire.MaxPorts)
+	}
 }

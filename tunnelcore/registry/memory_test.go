@@ -296,6 +296,39 @@ func TestFileFormat(t *testing.T) {
 	}
 }
 
+// Files of versions that did not write whose a resting port is: it rests for all.
+func TestRestWithoutOwner(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "registry.db")
+	now := time.UnixMilli(1_900_000_000_000)
+	opts := MemoryOptions{Path: path, Now: func() time.Time { return now }}
+	if err := openTest(t, opts).Close(); err != nil {
+		t.Fatal(err)
+	}
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketRests).Put([]byte("40001"), []byte(`{"until_ms":1900000060000}`))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m := openTest(t, opts)
+	cam := mustClaim(t, m, testClaim("cam")).Holder
+	var full *PortsFullError
+	if ports, err := m.LeasePorts(t.Context(), cam, []uint16{22}, 40001, 40001); !errors.As(err, &full) {
+		t.Errorf("ports %v, %v, want none", ports, err)
+	}
+	now = now.Add(PortRest)
+	if ports, err := m.LeasePorts(t.Context(), cam, []uint16{22}, 40001, 40001); ports[22] != 40001 {
+		t.Errorf("ports %v, %v after the rest", ports, err)
+	}
+	if len(m.resting) != 0 {
+		t.Errorf("%v rest", m.resting)
+	}
+}
+
 // dump returns the keys and values of a file that nobody has open.
 func dump(t *testing.T, path string) (lines []string) {
 	t.Helper()

@@ -152,6 +152,12 @@ func TestModesAndMatcher(t *testing.T) {
 	if r := f.get(cam.up.Ports[0].URL); r.StatusCode != 403 || r.body != "closed: "+cam.up.Label || r.Header.Get("X-Device") != "" {
 		t.Errorf("cam-1: %d %s %v", r.StatusCode, r.body, r.Header)
 	}
+	// A rule for a device holds on all of its ports, offered or not.
+	for _, port := range []string{"80", "81"} {
+		if r := f.get(f.url(cam.up.Label + "--" + port + "." + testDomain)); r.StatusCode != 403 || r.body != "closed: "+cam.up.Label {
+			t.Errorf("cam-1, port %s: %d %s", port, r.StatusCode, r.body)
+		}
+	}
 	if r := f.get(lyon.up.Ports[0].URL); r.StatusCode != 200 || r.Header.Get("X-Device") != "lyon-1" {
 		t.Errorf("lyon-1: %d %s %v", r.StatusCode, r.body, r.Header)
 	}

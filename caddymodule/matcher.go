@@ -12,6 +12,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -20,7 +21,7 @@ func init() {
 }
 
 // Matcher matches requests by the device that their Host names, connected or
-// not. It sets the placeholders of the handler `iottunnel`, so that handlers in
+// not, and whatever port it names beside. It sets the placeholders of the handler `iottunnel`, so that handlers in
 // front of it can use them.
 type Matcher struct {
 	// Device ids, as patterns: `*` stands for any characters, `?` for one, and
@@ -64,13 +65,12 @@ func (m *Matcher) MatchWithError(r *http.Request) (bool, error) {
 	if e == nil {
 		return false, caddyhttp.Error(http.StatusServiceUnavailable, &answers.Error{Code: wire.Unavailable})
 	}
-	target, err := e.hub.Lookup(r.Context(), r.Host)
+	target, err := m.find(e.hub, r)
 	if err != nil {
-		var answer *answers.Error
-		if errors.Is(err, tunnelcore.ErrOtherHost) || errors.As(err, &answer) && answer.Code == wire.UnknownDevice {
+		if notOurs(err) {
 			return false, nil
 		}
-		answer = answers.From(err)
+		answer := answers.From(err)
 		return false, caddyhttp.Error(answer.Status(), answer)
 	}
 	setPlaceholders(r, target)
@@ -81,6 +81,25 @@ func (m *Matcher) MatchWithError(r *http.Request) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// find resolves the Host of r. A port that the device does not offer, just now,
+// makes it no other device.
+func (m *Matcher) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
+	target, err := hub.Lookup(r.Context(), r.Host)
+	host, ok := names.ParseHost(r.Host, m.app.Domain)
+	if err == nil || !ok || host.Port == 0 || !notOurs(err) {
+		return target, err
+	}
+	target, err = hub.Lookup(r.Context(), host.Label+"."+m.app.Domain)
+	target.Port = host.Port
+	return target, err
+}
+
+// notOurs reports whether err says that a host is no device's.
+func notOurs(err error) bool {
+	var answer *answers.Error
+	return errors.Is(err, tunnelcore.ErrOtherHost) || errors.As(err, &answer) && answer.Code == wire.UnknownDevice
 }
 
 // UnmarshalCaddyfile sets up the matcher from Caddyfile tokens. Syntax:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +81,31 @@ func TestTargets(t *testing.T) {
 		r := f.raw(c.request + "\r\nConnection: close\r\n\r\n")
 		if r.StatusCode != c.status || !strings.HasPrefix(r.body, c.body) {
 			t.Errorf("%q: %d %q, want %d %q", c.request, r.StatusCode, r.body, c.status, c.body)
+		}
+	}
+}
+
+// TestExtendedConnect lets WebSockets pass that come by CONNECT, and no other
+// protocol.
+func TestExtendedConnect(t *testing.T) {
+	for _, c := range []struct {
+		major    int
+		protocol string
+		ok       bool
+	}{
+		{2, "websocket", true}, {2, "connect-udp", false}, {2, "", false},
+		{3, "websocket", true}, {3, "connect-udp", false}, {3, "HTTP/3.0", false},
+		{1, "websocket", false}, {1, "HTTP/1.1", false},
+	} {
+		r := httptest.NewRequest("CONNECT", "/ws", nil)
+		r.ProtoMajor = c.major
+		if c.major == 3 {
+			r.Proto = c.protocol // as quic-go has it
+		} else if c.protocol != "" {
+			r.Header[":protocol"] = []string{c.protocol} // as net/http does
+		}
+		if err := checkTarget(r); (err == nil) != c.ok {
+			t.Errorf("HTTP/%d, %q: %v", c.major, c.protocol, err)
 		}
 	}
 }

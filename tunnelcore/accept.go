@@ -21,11 +21,11 @@ import (
 // the first is free.
 const labelTries = 5
 
-// How often one device may come, and may be taken from one instance by another:
-// so many at once, and so many per second in the long run.
+// How often one device may come, and instances of it that were replaced may come
+// back: so many at once, and so many per second in the long run.
 const (
 	arrivalBurst, arrivalRate = 30, 0.5
-	rivalBurst, rivalRate     = 3, 3.0 / 60
+	returnBurst, returnRate   = 3, 3.0 / 60
 )
 
 // ServeAgent answers a request under wire.Root: it accepts control and transfer
@@ -289,7 +289,7 @@ func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
 			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Minute, Cause: err,
 				Message: "the name of this device is leased to another one"}
 		case errors.As(err, &held):
-			if h.incumbentLives(ctx, held.Incumbent) || h.rival(c.Device) {
+			if h.incumbentLives(ctx, held.Incumbent) || h.rivals(c.Device, c.Instance) {
 				return registry.Lease{}, &answers.Error{Code: wire.DeviceConnected, RetryAfter: 10 * time.Second,
 					Message: "another device of this name is connected"}
 			}
@@ -306,16 +306,23 @@ func registryAway(err error) error {
 	return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Cause: err, Message: "the registry does not answer"}
 }
 
-// rival counts that an instance wants a device from another one that looks dead.
-// When that happens again and again, there are two devices of one name: the
-// newcomer has to wait, and operators are told.
-func (h *Hub) rival(device string) (tooOften bool) {
+// rivals reports whether a newcomer has to wait although the incumbent looks dead.
+// A device that was started anew is an instance that nobody has seen; one that had
+// the device, was replaced and comes back, again and again, is one of two devices
+// of one name.
+func (h *Hub) rivals(device, instance string) bool {
 	h.mu.Lock()
 	d := h.deviceLocked(device)
 	h.mu.Unlock()
-	if d.rivals.take() {
+	if !d.wasHere(instance) || d.returns.take() {
 		return false
 	}
+	h.tellCloned(d)
+	return true
+}
+
+// tellCloned tells operators, once a minute, that a device is there twice.
+func (h *Hub) tellCloned(d *device) {
 	d.mu.Lock()
 	tell := time.Since(d.cloned) > time.Minute
 	if tell {
@@ -323,10 +330,9 @@ func (h *Hub) rival(device string) (tooOften bool) {
 	}
 	d.mu.Unlock()
 	if tell {
-		h.log().Warn("two devices of one name fight for it: give each an id of its own", "device", device)
-		h.emit("cloned", map[string]any{"device": device})
+		h.log().Warn("two devices of one name: give each an id of its own", "device", d.id)
+		h.emit("cloned", map[string]any{"device": d.id})
 	}
-	return true
 }
 
 // incumbentLives asks the tunnel that holds a device for a sign of life.
@@ -341,7 +347,11 @@ func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) bool {
 	if t == nil {
 		return claiming // about to be up; else the registry missed its end
 	}
-	return t.alive(ctx)
+	lives := t.alive(ctx)
+	if lives && ctx.Err() == nil {
+		h.tellCloned(t.device)
+	}
+	return lives
 }
 
 func (h *Hub) unclaim(tunnel string) {
@@ -448,7 +458,7 @@ func (h *Hub) deviceLocked(id string) *device {
 	if d == nil {
 		d = &device{id: id, changed: make(chan struct{}), gone: time.Now()}
 		d.arrives.set(arrivalBurst, arrivalRate)
-		d.rivals.set(rivalBurst, rivalRate)
+		d.returns.set(returnBurst, returnRate)
 		h.devices[id] = d
 		h.gone[d] = struct{}{}
 	}

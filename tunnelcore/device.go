@@ -2,6 +2,7 @@ package tunnelcore
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,8 @@ const (
 	slotTime = 10 * time.Second
 	// maxWaiting bounds the visitors who wait for one device to come back.
 	maxWaiting = 256
+	// maxFormer bounds the instances that are remembered of a device.
+	maxFormer = 4
 )
 
 // device is what the hub knows of a device that has a tunnel, or had one a moment
@@ -36,7 +39,8 @@ type device struct {
 	unclean bool          // it ended without a goodbye
 	waiting int           // visitors who wait for it
 	arrives bucket        // of tunnels, and
-	rivals  bucket        // of other instances that want it while it is connected
+	former  []string      // instances that others have replaced, the last one last
+	returns bucket        // of those that came back
 	keeping atomic.Bool   // keepAlive is under way
 	cloned  time.Time     // when that was last told of
 }
@@ -62,6 +66,10 @@ func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Strea
 	old, d.tunnel = d.tunnel, t
 	if d.session == nil || d.session.ended || d.session.instance != t.hello.Instance {
 		drop = d.session.end()
+		if d.session != nil && d.session.instance != t.hello.Instance {
+			d.former = append(d.former, d.session.instance)
+			d.former = d.former[max(0, len(d.former)-maxFormer):]
+		}
 		d.session = &session{
 			instance: t.hello.Instance,
 			slots:    new(slots),
@@ -70,6 +78,13 @@ func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Strea
 	}
 	d.session.slots.resize(streams)
 	return old, drop, true
+}
+
+// wasHere reports whether that instance had d, and another one has replaced it.
+func (d *device) wasHere(instance string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Contains(d.former, instance)
 }
 
 // resize changes how many streams d may have at once, if t is its tunnel.

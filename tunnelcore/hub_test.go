@@ -325,6 +325,7 @@ func TestSecondDeviceOfTheName(t *testing.T) {
 	if e.hub.Tunnels() != 1 {
 		t.Error("the incumbent is gone")
 	}
+	e.event("cloned cam-17")
 }
 
 // receiveAll answers pings until the socket ends.

@@ -227,17 +227,27 @@ func TestStrangersBehindTheSameNAT(t *testing.T) {
 	e.connect(hello("cam-18"))
 }
 
+// Two devices of one name on networks that break take it from each other, but not
+// for ever.
 func TestClonedDevices(t *testing.T) {
 	e := startEdge(t, nil)
-	for range rivalBurst + 1 {
-		dead := e.connect(hello("cam-17")) // answers no ping
-		_ = dead
+	one, other := hello("cam-17"), hello("cam-17")
+	for i := range 2 + returnBurst {
+		e.connect([]wire.Hello{one, other}[i%2]) // answers no ping
 	}
-	h := hello("cam-17")
+	h := []wire.Hello{one, other}[returnBurst%2]
 	if status, body, _ := e.refusal(wire.ControlPath+"?"+h.Query(), "token-of-cam-17"); status != 409 {
 		t.Errorf("%d %+v", status, body)
 	}
 	e.event("cloned cam-17")
+}
+
+// A device that starts anew again and again is always let in.
+func TestDeviceThatKeepsRebooting(t *testing.T) {
+	e := startEdge(t, nil)
+	for range 2 * returnBurst {
+		e.connect(hello("cam-17")) // answers no ping
+	}
 }
 
 func TestEnter(t *testing.T) {

@@ -163,6 +163,8 @@ func experiments(files map[string]*ast.File) (violations []string) {
 // file with synctest bubbles, where sleeping costs nothing.
 var sleepers = map[string]string{
 	"agent/cmd/iottunnel-agent/main_test.go":         "two signals at once would be one",
+	"caddymodule/conns_test.go":                      "answers and uploads that take their time are the subject",
+	"caddymodule/visitors_test.go":                   "that nobody more is let in is the subject",
 	"e2e/agent_test.go":                              "an edge that is away for a while is the subject",
 	"e2e/hostile_test.go":                            "memory is read with pauses until it rests",
 	"e2e/networks_test.go":                           "how long nothing moves is the subject",

@@ -126,8 +126,12 @@ func watch(t *testing.T, devices ...*held) *watched {
 			w.wg.Go(func() {
 				for ctx.Err() == nil {
 					r, err := try(c, request(t, "GET", h.url("/page"), nil))
-					if err != nil || r.StatusCode != 200 {
-						t.Errorf("a visitor of a connected device got %v %v", r, err)
+					if err != nil {
+						t.Errorf("a visitor of a connected device: %v", err)
+						return
+					}
+					if r.StatusCode != 200 {
+						t.Errorf("a visitor of a connected device got %v", r)
 						return
 					}
 					w.asked.Add(1)

@@ -46,6 +46,9 @@ type Face interface {
 
 	// Reload gives the running edge another setup by `caddy reload`.
 	Reload(tb testing.TB, s Setup)
+	// ReloadFails is Reload of what Caddy must refuse. It returns what the command
+	// said; the edge's files are then again those of the setup before.
+	ReloadFails(tb testing.TB, s Setup) string
 	// Stop ends the edge with SIGTERM, Kill with SIGKILL; Start brings it back on
 	// the same addresses with the same data.
 	Stop(tb testing.TB)
@@ -91,6 +94,8 @@ type Setup struct {
 	TCPPorts  int      // how many public ports; 0: the option is not written
 	TCPAllow  string   // who may connect to them; empty: everybody
 	Without   []string // devices whose tokens are taken away
+	Domain    string   // in place of the face's own
+	Sites     string   // further sites, as a Caddyfile has them
 	Host      *Host    // where the edge runs; nil: here, on loopback
 }
 

@@ -80,6 +80,9 @@ func (k single) Launch(dir string, s Setup) (Face, error) {
 }
 
 func (e *edge) Domain() string {
+	if e.setup.Domain != "" {
+		return e.setup.Domain
+	}
 	if e.kind.tls {
 		return "devices.localhost"
 	}
@@ -225,6 +228,7 @@ func (e *edge) caddyfile() string {
 	block("\t", "iottunnel", append(tunnel, e.setup.Tunnel...))
 	b.WriteString("}\n\n")
 
+	b.WriteString(e.setup.Sites)
 	site := []string{"bind " + e.address()}
 	if e.setup.AccessLog {
 		site = append(site, "log")
@@ -387,9 +391,39 @@ func (e *edge) Pause(_ testing.TB, d time.Duration) {
 
 func (e *edge) Reload(tb testing.TB, s Setup) {
 	tb.Helper()
-	if s.TCPPorts != e.setup.TCPPorts {
-		tb.Fatal("a reload keeps the number of public ports")
+	if s.TCPPorts != 0 && s.TCPPorts != e.ranges[1]-e.ranges[0]+1 {
+		tb.Fatal("a reload keeps the number of public ports, or takes them away")
 	}
+	if status, said := e.reload(tb, s); status != 0 {
+		tb.Fatalf("caddy reload ended with %d\n%s", status, said)
+	}
+	if e.kind.tls && s.Domain != "" {
+		Eventually(tb, startTime, "certificates for the domain", func() error {
+			if !e.certified() {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+	}
+}
+
+func (e *edge) ReloadFails(tb testing.TB, s Setup) string {
+	tb.Helper()
+	was := e.setup
+	status, said := e.reload(tb, s)
+	if status == 0 {
+		tb.Fatal("caddy reload took what should fail")
+	}
+	e.setup = was
+	if err := e.writeFiles(); err != nil {
+		tb.Fatal(err)
+	}
+	return said
+}
+
+// reload writes the files of s and has Caddy read them.
+func (e *edge) reload(tb testing.TB, s Setup) (status int, said string) {
+	tb.Helper()
 	e.setup = s
 	if err := e.writeFiles(); err != nil {
 		tb.Fatal(err)
@@ -399,9 +433,7 @@ func (e *edge) Reload(tb testing.TB, s Setup) {
 		Args: []string{Binary(tb, "caddy"), "reload", "--force", "--config", e.configFile(), "--adapter", "caddyfile", "--address", "unix/" + e.adminSocket()},
 		Env:  e.env(),
 	})
-	if status != 0 {
-		tb.Fatalf("caddy reload ended with %d\n%s%s", status, out, errs)
-	}
+	return status, out + errs
 }
 
 func (e *edge) Log() *Log { return e.log }

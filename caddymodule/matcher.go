@@ -12,7 +12,6 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
-	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -21,8 +20,8 @@ func init() {
 }
 
 // Matcher matches requests by the device that their Host names, connected or
-// not, and whatever port it names beside. It sets the placeholders of the handler `iottunnel`, so that handlers in
-// front of it can use them.
+// not, and whatever port it names beside. It sets the placeholders of the handler
+// `iottunnel`, so that handlers in front of it can use them.
 type Matcher struct {
 	// Device ids, as patterns: `*` stands for any characters, `?` for one, and
 	// `[a-c]` for one of these.
@@ -65,8 +64,8 @@ func (m *Matcher) MatchWithError(r *http.Request) (bool, error) {
 	if e == nil {
 		return false, caddyhttp.Error(http.StatusServiceUnavailable, &answers.Error{Code: wire.Unavailable})
 	}
-	target, err := m.find(e.hub, r)
-	if err != nil {
+	target, err := e.hub.Lookup(r.Context(), r.Host)
+	if target.Device == "" { // else it is that device, also where it does not offer the port
 		if notOurs(err) {
 			return false, nil
 		}
@@ -81,19 +80,6 @@ func (m *Matcher) MatchWithError(r *http.Request) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// find resolves the Host of r. A port that the device does not offer, just now,
-// makes it no other device.
-func (m *Matcher) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
-	target, err := hub.Lookup(r.Context(), r.Host)
-	host, ok := names.ParseHost(r.Host, m.app.Domain)
-	if err == nil || !ok || host.Port == 0 || !notOurs(err) {
-		return target, err
-	}
-	target, err = hub.Lookup(r.Context(), host.Label+"."+m.app.Domain)
-	target.Port = host.Port
-	return target, err
 }
 
 // notOurs reports whether err says that a host is no device's.

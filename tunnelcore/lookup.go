@@ -30,8 +30,9 @@ type Target struct {
 }
 
 // Lookup resolves a visitor's Host. It returns ErrOtherHost, or an
-// *answers.Error (unknown_device; unavailable when the registry cannot tell).
-// The device may be offline; then port and kind are not known.
+// *answers.Error (unknown_device; unavailable when the registry cannot tell). The
+// device may be offline; then port and kind are not known. A connected device that
+// offers no such page is unknown_device, too, and named in the Target.
 func (h *Hub) Lookup(ctx context.Context, host string) (Target, error) {
 	name, ok := names.ParseHost(host, h.settings.Load().Domain)
 	if !ok {
@@ -88,14 +89,13 @@ func (h *Hub) await(ctx context.Context, id string) bool {
 // target is the port of t's device that a hostname with the given port (0: the
 // bare hostname) names.
 func (t *tunnel) target(port uint16) (Target, error) {
+	found := Target{Device: t.holder.Device, Label: t.label, Node: t.hub.node.ID, Tunnel: t.holder.Tunnel, Online: true}
 	p, ok := webPort(t.hello.Ports, port)
 	if !ok {
-		return Target{}, &answers.Error{Code: wire.UnknownDevice, Message: "the device offers no web page on this port"}
+		return found, &answers.Error{Code: wire.UnknownDevice, Message: "the device offers no web page on this port"}
 	}
-	return Target{
-		Device: t.holder.Device, Label: t.label, Node: t.hub.node.ID, Tunnel: t.holder.Tunnel,
-		Port: p.Number, Kind: p.Kind, Online: true,
-	}, nil
+	found.Port, found.Kind = p.Number, p.Kind
+	return found, nil
 }
 
 // webPort picks the port that a hostname names: the given one, or for the bare

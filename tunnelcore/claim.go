@@ -1,0 +1,135 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// labelTries bounds the labels that are drawn for one claim. With 80 random bits
+// the first is free.
+const labelTries = 5
+
+// How often instances of a device that were replaced may come back: so many at
+// once, and so many per second in the long run.
+const returnBurst, returnRate = 3, 3.0 / 60
+
+// claim takes the device for t. A live tunnel of another instance keeps it; one
+// that is dead is evicted.
+func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
+	h.mu.Lock()
+	h.claiming[t.holder.Tunnel] = struct{}{}
+	h.mu.Unlock()
+	s := h.settings.Load()
+	c := registry.Claim{
+		Device:   t.holder.Device,
+		Instance: t.hello.Instance,
+		Tunnel:   t.holder.Tunnel,
+		Node:     h.node,
+		Lease:    s.Lease,
+	}
+	for range labelTries {
+		c.Label = c.Device
+		if s.Hostname == HostnameRandom {
+			c.Label = names.NewLabel()
+		}
+		lease, err := h.reg.Claim(ctx, c)
+		var held *registry.HeldError
+		switch {
+		case err == nil && (lease.Label == c.Device) == (s.Hostname == HostnameDevice):
+			return lease, nil
+		case err == nil: // a label from before the mode of hostnames was changed
+			if err := h.reg.Release(ctx, lease.Holder, 0, "renamed"); err != nil && !errors.Is(err, registry.ErrLost) {
+				return registry.Lease{}, registryAway(err)
+			}
+			c.Evict = registry.Holder{}
+		case errors.Is(err, registry.ErrLabelTaken) && s.Hostname == HostnameRandom:
+		case errors.Is(err, registry.ErrLabelTaken):
+			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Minute, Cause: err,
+				Message: "the name of this device is leased to another one"}
+		case errors.As(err, &held):
+			if h.incumbentLives(ctx, held.Incumbent) || h.rivals(c.Device, c.Instance) {
+				return registry.Lease{}, &answers.Error{Code: wire.DeviceConnected, RetryAfter: 10 * time.Second,
+					Message: "another device of this name is connected"}
+			}
+			c.Evict = held.Incumbent.Holder
+		default:
+			return registry.Lease{}, registryAway(err)
+		}
+	}
+	return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second,
+		Message: "the device is claimed by several agents at once"}
+}
+
+func registryAway(err error) error {
+	return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Cause: err, Message: "the registry does not answer"}
+}
+
+// rivals reports whether a newcomer has to wait although the incumbent looks dead.
+// A device that was started anew is an instance that nobody has seen; one that had
+// the device, was replaced and comes back, again and again, is one of two devices
+// of one name.
+func (h *Hub) rivals(device, instance string) bool {
+	h.mu.Lock()
+	d := h.deviceLocked(device)
+	h.mu.Unlock()
+	if !d.wasHere(instance) || d.returns.take() {
+		return false
+	}
+	h.tellCloned(d)
+	return true
+}
+
+// tellCloned tells operators, once a minute, that a device is there twice.
+func (h *Hub) tellCloned(d *device) {
+	d.mu.Lock()
+	tell := time.Since(d.cloned) > time.Minute
+	if tell {
+		d.cloned = time.Now()
+	}
+	d.mu.Unlock()
+	if tell {
+		h.log().Warn("two devices of one name: give each an id of its own", "device", d.id)
+		h.emit("cloned", map[string]any{"device": d.id})
+	}
+}
+
+// incumbentLives asks the tunnel that holds a device for a sign of life.
+func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) bool {
+	if i.Node.ID != h.node.ID {
+		return true // its node is live, and nobody here can ask it
+	}
+	h.mu.Lock()
+	t := h.tunnels[i.Tunnel]
+	_, claiming := h.claiming[i.Tunnel]
+	h.mu.Unlock()
+	if t == nil {
+		return claiming // about to be up; else the registry missed its end
+	}
+	lives := t.alive(ctx)
+	if lives && ctx.Err() == nil {
+		h.tellCloned(t.device)
+	}
+	return lives
+}
+
+func (h *Hub) unclaim(tunnel string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.claiming, tunnel)
+}
+
+// giveBack releases the claim of a tunnel that never came up.
+func (h *Hub) giveBack(t *tunnel) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), registryTimeout)
+	defer cancel()
+	err := h.reg.Release(ctx, t.holder, h.settings.Load().Lease, "connection lost during the handshake")
+	if err != nil && !errors.Is(err, registry.ErrLost) {
+		t.log().Error("lease not released; it ends by itself", "error", err)
+	}
+}

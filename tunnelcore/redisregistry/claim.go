@@ -37,7 +37,7 @@ func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease,
 			c.Tunnel, c.Instance, c.Node.ID, c.Node.Epoch, live(c.Lease),
 			r.tail.Milliseconds(), r.grace.Milliseconds(), pendWindow.Milliseconds(),
 			c.Evict.Generation, c.Evict.Tunnel, dead.Generation, dead.Tunnel,
-			c.Label, newToken(), commit)
+			c.Label, newToken(), commit, r.portRest.Milliseconds())
 		switch verdict := p.text(0); {
 		case p.err != nil:
 			return registry.Lease{}, p.err

@@ -81,6 +81,8 @@ func TestCommands(t *testing.T) {
 	})
 	ports := &held[2]
 	count("lease of two new ports", 1, func() { leasePorts(t, r, ports, 22, 80) })
+	count("giving one of them back", 1, func() { leasePorts(t, r, ports, 22) })
+	count("taking it back", 1, func() { leasePorts(t, r, ports, 22, 80) })
 	s.Do("FLUSHALL")
 	count("writing a device again", many-10, func() { restore(t, r, held[10:]) })
 }

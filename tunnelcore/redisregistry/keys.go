@@ -60,6 +60,46 @@ func decodePorts(text string) (map[uint16]uint16, error) {
 	return ports, nil
 }
 
+// A rest is a public port that rests: whose it was, and until when, in
+// milliseconds of Redis time.
+type rest struct {
+	port, public uint16
+	end          int64
+}
+
+// encodeRests writes rests as the field of a device: "22=40000=1760000000000",
+// separated by commas.
+func encodeRests(rests []rest) string {
+	var b strings.Builder
+	for i, e := range rests {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%d=%d=%d", e.port, e.public, e.end)
+	}
+	return b.String()
+}
+
+// decodeRests reads what encodeRests has written.
+func decodeRests(text string) ([]rest, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var rests []rest
+	for entry := range strings.SplitSeq(text, ",") {
+		port, more, _ := strings.Cut(entry, "=")
+		public, end, _ := strings.Cut(more, "=")
+		p, err := strconv.ParseUint(port, 10, 16)
+		q, err2 := strconv.ParseUint(public, 10, 16)
+		ms, err3 := strconv.ParseInt(end, 10, 64)
+		if err != nil || err2 != nil || err3 != nil {
+			return nil, fmt.Errorf("rests %q: want PORT=PUBLIC=MS, separated by commas", text)
+		}
+		rests = append(rests, rest{uint16(p), uint16(q), ms})
+	}
+	return rests, nil
+}
+
 // portOwner is what a public port belongs to: a port of a device.
 func portOwner(device string, port uint16) string {
 	return device + ":" + strconv.Itoa(int(port))

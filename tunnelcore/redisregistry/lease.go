@@ -162,6 +162,17 @@ func (r *Registry) Release(ctx context.Context, h registry.Holder, lease time.Du
 // release ends the lease first, and then what depends on it.
 func (r *Registry) release(ctx context.Context, h registry.Holder, lease time.Duration, why string) error {
 	leaseMS := millis(lease)
+	var scores map[uint16]int64
+	if leaseMS == 0 {
+		// The next lease may take the ports back at once, and then has them.
+		records, _, err := r.readAll(ctx, []string{h.Device})
+		if err != nil {
+			return err
+		}
+		if scores, err = r.portScores(ctx, records[0].ports); err != nil {
+			return err
+		}
+	}
 	p := r.run(ctx, releaseScript, []string{r.keys.device(h.Device)},
 		h.Generation, h.Tunnel, leaseMS, r.tail.Milliseconds(), shorten(why), newToken())
 	if p.number(0) == 0 {
@@ -172,13 +183,13 @@ func (r *Registry) release(ctx context.Context, h registry.Holder, lease time.Du
 	if p.err != nil || err != nil {
 		return firstError(p.err, err)
 	}
-	ttl, own := leaseMS+r.tail.Milliseconds(), 1
+	ttl := leaseMS + r.tail.Milliseconds()
 	if leaseMS == 0 {
-		ttl, own = 0, 0
+		ttl = 0
 	}
 	b := r.batch(ctx)
 	b.script(unpublishScript, []string{r.keys.lease(label)}, h.Device, h.Generation, ttl)
-	r.leavePorts(b, leaseMS+r.portRest.Milliseconds(), own, h.Device, ports)
+	r.leavePorts(b, leaseMS+r.portRest.Milliseconds(), h.Device, ports, scores)
 	return b.run()
 }
 

@@ -22,6 +22,8 @@ type record struct {
 	until, seen int64              // Redis time in milliseconds
 	why         string
 	ports       map[uint16]uint16
+	rests       []rest // oldest first; none that has ended
+	restsText   string // as it was read
 }
 
 // heldBy says whether the tunnel holds the device.
@@ -75,11 +77,13 @@ func readRecord(device string, p reply, now int64) (record, error) {
 		}
 	}
 	ports, err := decodePorts(p.text(9))
-	rec.ports = ports
+	rec.ports, rec.restsText = ports, p.text(10)
+	rests, err2 := decodeRests(rec.restsText)
+	rec.rests = slices.DeleteFunc(rests, func(e rest) bool { return e.end <= now })
 	if rec.until <= now {
 		rec.label = ""
 	}
-	return rec, firstError(p.err, err)
+	return rec, firstError(p.err, err, err2)
 }
 
 // ByLabel implements registry.Registry.

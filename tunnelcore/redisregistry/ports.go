@@ -6,6 +6,7 @@ import (
 	"hash/fnv"
 	"maps"
 	"slices"
+	"strconv"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
@@ -61,26 +62,50 @@ func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uin
 	if len(kept) == len(want) && len(kept) == len(rec.ports) {
 		return rec.ports, true, nil
 	}
+	// Once they are given back, another call may take them back at once.
+	scores, err := r.portScores(ctx, without(rec.ports, kept))
+	if err != nil {
+		return nil, false, err
+	}
 	left := rec.until - now
 	ports = kept
+	had := maps.Clone(kept) // and those that come back
+	var taken []takenPort
 	if len(kept) < len(want) {
 		if err := r.mayLease(ctx); err != nil {
 			return nil, false, err
 		}
-		if ports, err = r.allocate(ctx, h.Device, want, kept, first, last, left); err != nil {
+		for _, e := range rec.rests { // the last one counts
+			if _, ok := kept[e.port]; !ok && first <= e.public && e.public <= last && slices.Contains(want, e.port) {
+				had[e.port] = e.public
+			}
+		}
+		// What is given back rests, so that free ones are on top of all there are.
+		missing := len(want) - len(had)
+		if missing > 0 && len(rec.ports)+len(rec.rests)+missing > registry.MaxPorts {
+			return nil, false, registry.ErrTooManyPorts
+		}
+		if taken, err = r.allocate(ctx, h.Device, want, had, first, last, left); err != nil {
 			return nil, false, err
 		}
+		ports = map[uint16]uint16{}
+		for _, t := range taken {
+			ports[t.port] = t.public
+		}
+		taken = slices.DeleteFunc(taken, func(t takenPort) bool { return kept[t.port] == t.public })
 	}
+	given := without(rec.ports, ports)
 	p := r.run(ctx, setPortsScript, []string{r.keys.device(h.Device)},
-		h.Generation, h.Tunnel, encodePorts(rec.ports), encodePorts(ports), rec.until)
+		h.Generation, h.Tunnel, encodePorts(rec.ports), encodePorts(ports), rec.until,
+		rec.restsText, encodeRests(r.restsAfter(rec, had, ports, given, now)))
 	verdict := p.number(0)
 	if p.err != nil {
 		return nil, false, p.err
 	}
 	b := r.batch(ctx)
 	if verdict != 1 {
-		// What was taken just now is in no record: it need not even rest.
-		r.leavePorts(b, 0, 0, h.Device, without(ports, kept))
+		// What was taken just now is in no record: what was free need not even rest.
+		r.undoPorts(b, h.Device, taken)
 		if err := b.run(); err != nil {
 			return nil, false, err
 		}
@@ -89,7 +114,7 @@ func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uin
 		}
 		return nil, false, nil
 	}
-	r.leavePorts(b, r.portRest.Milliseconds(), 0, h.Device, without(rec.ports, ports))
+	r.leavePorts(b, r.portRest.Milliseconds(), h.Device, given, scores)
 	if longer := p.number(1); longer > left { // it was refreshed meanwhile, without them
 		r.keepPorts(b, longer, map[string]map[uint16]uint16{h.Device: ports})
 	}
@@ -102,22 +127,78 @@ func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uin
 	return ports, true, nil
 }
 
-// allocate takes a public port for each of want, keeping those of kept.
-func (r *Registry) allocate(ctx context.Context, device string, want []uint16, kept map[uint16]uint16, first, last uint16, left int64) (map[uint16]uint16, error) {
+// restsAfter returns what rests of a device once it has ports and has given others
+// back. One of had that it has not got back is somebody else's by now.
+func (r *Registry) restsAfter(rec record, had, ports, given map[uint16]uint16, now int64) []rest {
+	leased := map[uint16]bool{}
+	for _, public := range ports {
+		leased[public] = true
+	}
+	rests := slices.DeleteFunc(slices.Clone(rec.rests), func(e rest) bool {
+		return leased[e.public] || had[e.port] == e.public
+	})
+	for _, port := range slices.Sorted(maps.Keys(given)) {
+		rests = append(rests, rest{port, given[port], now + r.portRest.Milliseconds()})
+	}
+	return rests
+}
+
+// A takenPort is what allocate has done for one port.
+type takenPort struct {
+	port, public   uint16
+	written, found int64 // its scores, after and before; found is 0 when it was free
+}
+
+// allocate takes a public port for each of want: the one in had, if it is still the
+// device's, else a free one.
+func (r *Registry) allocate(ctx context.Context, device string, want []uint16, had map[uint16]uint16, first, last uint16, left int64) ([]takenPort, error) {
 	keys := []string{r.keys.ports(), r.keys.portDevices(), r.keys.portOp(newToken())}
 	args := []any{device, left, r.portRest.Milliseconds(), first, last, pendWindow.Milliseconds()}
 	for _, port := range want {
-		args = append(args, port, kept[port], preferred(device, port, first, last))
+		args = append(args, port, had[port], preferred(device, port, first, last))
 	}
 	p := r.run(ctx, allocateScript, keys, args...)
 	if p.err == nil && len(p.list) == 0 {
 		return nil, &registry.PortsFullError{First: first, Last: last}
 	}
-	ports := map[uint16]uint16{}
+	taken := make([]takenPort, len(want))
 	for i, port := range want {
-		ports[port] = uint16(p.number(i))
+		taken[i] = takenPort{port, uint16(p.number(3 * i)), p.number(3*i + 1), p.number(3*i + 2)}
 	}
-	return ports, p.err
+	return taken, p.err
+}
+
+// undoPorts adds to a batch that ports are what they were before allocate.
+func (r *Registry) undoPorts(b *batch, device string, taken []takenPort) {
+	if len(taken) == 0 {
+		return
+	}
+	var args []any
+	for _, t := range taken {
+		args = append(args, t.public, portOwner(device, t.port), t.written, t.found)
+	}
+	b.script(undoPortsScript, []string{r.keys.ports(), r.keys.portDevices()}, args...)
+}
+
+// portScores returns until when public ports are in use, by public port.
+func (r *Registry) portScores(ctx context.Context, ports map[uint16]uint16) (map[uint16]int64, error) {
+	scores := map[uint16]int64{}
+	if len(ports) == 0 {
+		return scores, nil
+	}
+	publics := slices.Collect(maps.Values(ports))
+	members := make([]string, len(publics))
+	for i, public := range publics {
+		members[i] = strconv.Itoa(int(public))
+	}
+	list, err := r.c.ZMScore(ctx, r.keys.ports(), members...).Result()
+	if err != nil {
+		return nil, err
+	}
+	for i, public := range publics {
+		scores[public] = int64(list[i])
+	}
+	return scores, nil
 }
 
 // preferred is where the search for a free port starts: at the same one each time,
@@ -160,14 +241,19 @@ func (r *Registry) keepPorts(b *batch, liveMS int64, ports map[string]map[uint16
 }
 
 // leavePorts adds to a batch that public ports of a device stay out of use for ms,
-// and with own = 1 stay the device's until then.
-func (r *Registry) leavePorts(b *batch, ms int64, own int, device string, ports map[uint16]uint16) {
+// and the device's until then; where scores are given, only those that have the
+// same score still.
+func (r *Registry) leavePorts(b *batch, ms int64, device string, ports map[uint16]uint16, scores map[uint16]int64) {
 	if len(ports) == 0 {
 		return
 	}
-	args := []any{ms, own}
+	args := []any{ms}
 	for port, public := range ports {
-		args = append(args, public, portOwner(device, port))
+		var score any = ""
+		if scores != nil {
+			score = scores[public]
+		}
+		args = append(args, public, portOwner(device, port), score)
 	}
 	b.script(leavePortsScript, []string{r.keys.ports(), r.keys.portDevices()}, args...)
 }

@@ -69,6 +69,10 @@ var (
 	leavePortsText   string
 	leavePortsScript = redis.NewScript(leavePortsText)
 
+	//go:embed scripts/undoports.lua
+	undoPortsText   string
+	undoPortsScript = redis.NewScript(undoPortsText)
+
 	//go:embed scripts/beat.lua
 	beatText   string
 	beatScript = redis.NewScript(beatText)

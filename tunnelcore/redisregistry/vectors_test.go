@@ -84,7 +84,8 @@ func TestSchema(t *testing.T) {
 			Instance: fmt.Sprintf("instance-%d", i), Tunnel: fmt.Sprintf("tunnel-%d", i),
 		}))
 	}
-	leasePorts(t, r, &held[0], 22, 554)
+	leasePorts(t, r, &held[0], 22, 554, 8080)
+	leasePorts(t, r, &held[0], 22, 554) // so that one rests
 	if err := r.Release(t.Context(), held[2].Holder, 720*time.Hour, "agent said goodbye"); err != nil {
 		t.Fatal(err)
 	}
@@ -198,6 +199,16 @@ func dump(t *testing.T, r *Registry) map[string]key {
 		if seen, ok := k.Fields["seen_ms"]; ok {
 			k.Fields["until_ms"] = strconv.FormatInt(epochMS+number(t, k.Fields["until_ms"])-number(t, seen), 10)
 			k.Fields["seen_ms"] = strconv.Itoa(epochMS)
+		}
+		if text, ok := k.Fields["rests"]; ok {
+			rests, err := decodeRests(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, e := range rests {
+				rests[i].end = epochMS + wholeMinutes(time.Until(time.UnixMilli(e.end)))
+			}
+			k.Fields["rests"] = encodeRests(rests)
 		}
 		if _, ok := k.Fields["restored"]; ok {
 			k.Fields["restored"] = "0123456789abcdef"

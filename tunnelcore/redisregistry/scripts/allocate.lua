@@ -1,21 +1,23 @@
 -- allocate finds public ports for a device: all that are asked for, or none.
 -- KEYS: {ports}, {ports}:device, {ports}:op:OP (a repeated call finds its outcome)
 -- ARGV: device, left_ms (of the lease), rest_ms, first, last, op_ms, then for each
---       port its number, the public port that it has (0: none), and the one that
---       the search for another starts at
--- Reply: the public ports, in their order; nothing when there is no room.
+--       port its number, the public port that it has or had last (0: none), and
+--       the one that the search for another starts at
+-- Reply: for each port, in their order, the public port, the score that was
+-- written for it, and the one that was found (0: it was free); nothing when there
+-- is no room.
 local until_key, owner_key, op_key = KEYS[1], KEYS[2], KEYS[3]
 local device = ARGV[1]
 local left, rest, first, last = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local size = last - first + 1
-local taken, out = {}, {}
+local taken, out, found = {}, {}, {}
 
 local done = redis.call('GET', op_key)
 if done then
     for port in done:gmatch('%d+') do
-        out[#out + 1] = tonumber(port)
+        out[#out + 1] = port
     end
     return out
 end
@@ -36,13 +38,14 @@ local function search(start)
     end
 end
 
-for i = 7, #ARGV, 3 do -- those that it has, first: nothing else may take them
+for i = 7, #ARGV, 3 do -- those that it has or had, first: nothing else may take them
     local owner, port = device .. ':' .. ARGV[i], tonumber(ARGV[i + 1])
     if port ~= 0 and not taken[port] then
         local score = tonumber(redis.call('ZSCORE', until_key, port) or 0)
         if score <= now or redis.call('HGET', owner_key, port) == owner then
             taken[port] = owner
             out[(i - 4) / 3] = port
+            found[port] = score > now and score or nil
         end
     end
 end
@@ -57,14 +60,21 @@ for i = 7, #ARGV, 3 do
         out[n] = port
     end
 end
-for port, owner in pairs(taken) do
-    redis.call('HSET', owner_key, port, owner)
-    redis.call('ZADD', until_key, 'GT', now + left + rest, port)
+local reply = {}
+for _, port in ipairs(out) do
+    -- Always another score than before, by which leaveports and undoports of others
+    -- find out that the port was taken.
+    local score = math.max(now + left + rest, (found[port] or 0) + 1)
+    redis.call('HSET', owner_key, port, taken[port])
+    redis.call('ZADD', until_key, score, port)
+    for _, n in ipairs({ port, score, found[port] or 0 }) do
+        reply[#reply + 1] = string.format('%.0f', n)
+    end
 end
-redis.call('SET', op_key, table.concat(out, ' '), 'PX', ARGV[6])
+redis.call('SET', op_key, table.concat(reply, ' '), 'PX', ARGV[6])
 -- What has rested is forgotten, a few at a time.
 for _, port in ipairs(redis.call('ZRANGE', until_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 32)) do
     redis.call('ZREM', until_key, port)
     redis.call('HDEL', owner_key, port)
 end
-return out
+return reply

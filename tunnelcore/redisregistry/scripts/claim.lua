@@ -1,7 +1,8 @@
 -- claim takes a device for a tunnel.
 -- KEYS: device:{DEVICE}
 -- ARGV: tunnel, instance, node, epoch, live_ms, tail_ms, grace_ms, window_ms,
---       evict_gen, evict_tunnel, dead_gen, dead_tunnel, label, token, commit
+--       evict_gen, evict_tunnel, dead_gen, dead_tunnel, label, token, commit,
+--       rest_ms
 --
 -- Replies:
 --   ok, gen, label, fresh, until_ms, ports, gen, tunnel, instance, node, epoch
@@ -15,17 +16,18 @@ local key = KEYS[1]
 local tunnel, instance, node, epoch = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local live, tail, grace, window = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local evict_gen, evict_tunnel, dead_gen, dead_tunnel = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
-local candidate, token, commit = ARGV[13], ARGV[14], ARGV[15]
+local candidate, token, commit, rest = ARGV[13], ARGV[14], ARGV[15], tonumber(ARGV[16])
 
 local time = redis.call('TIME')
 local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
 
 local r = redis.call('HMGET', key, 'label', 'until_ms', 'gen', 'tunnel', 'instance', 'node', 'epoch', 'ports',
-    'pend', 'pend_label', 'pend_ms')
+    'pend', 'pend_label', 'pend_ms', 'rests')
 local label, ends, gen = r[1], tonumber(r[2] or 0), r[3]
 local old = { '', '', '', '', '' }
 local fresh = 0
+local gone, set = {}, {} -- fields besides those of each claim
 if label and ends > now then
     local repeated = r[4] == tunnel and r[5] == instance and r[6] == node and r[7] == epoch
     if r[4] and not repeated then
@@ -50,12 +52,28 @@ else
         end
         return { 'label', r[10], r[9] }
     end
+    -- The ports of the lease that has ended rest, from its end on.
+    local rests = {}
+    for entry, end_ms in (r[12] or ''):gmatch('(%d+=%d+=(%d+))') do
+        if tonumber(end_ms) > now then
+            rests[#rests + 1] = entry
+        end
+    end
+    if ends + rest > now then
+        for entry in (r[8] or ''):gmatch('%d+=%d+') do
+            rests[#rests + 1] = string.format('%s=%.0f', entry, ends + rest)
+        end
+    end
+    gone = { 'ports', 'rests' }
+    if #rests > 0 then
+        gone, set = { 'ports' }, { 'rests', table.concat(rests, ',') }
+    end
     fresh, label, r[8], ends = 1, r[10], false, now + live
 end
 
 gen = string.format('%.0f', math.max(tonumber(gen or 0) + 1, us))
 redis.call('HSET', key, 'label', label, 'gen', gen, 'node', node, 'epoch', epoch, 'tunnel', tunnel,
-    'instance', instance, 'until_ms', ends, 'seen_ms', now)
-redis.call('HDEL', key, 'why', 'op', 'pend', 'pend_label', 'pend_ms', unpack(fresh == 1 and { 'ports' } or {}))
+    'instance', instance, 'until_ms', ends, 'seen_ms', now, unpack(set))
+redis.call('HDEL', key, 'why', 'op', 'pend', 'pend_label', 'pend_ms', unpack(gone))
 redis.call('PEXPIRE', key, ends - now + tail)
 return { 'ok', gen, label, fresh, ends, r[8] or '', unpack(old) }

@@ -1,23 +1,18 @@
--- leaveports sets how long ports stay out of use that a device no longer has, or
+-- leaveports sets how long ports still stay the device's that it no longer has, or
 -- that its lease will soon have ended for.
 -- KEYS: {ports}, {ports}:device
--- ARGV: ms (0: they are free at once), own (1: they stay the device's until
---       then, 0: they do not), then for each port the public port and its owner
+-- ARGV: ms, then for each port the public port, its owner (DEVICE:PORT), and its
+--       score as read: with another one, somebody has taken or kept it since, and
+--       it is left alone. Empty: whatever it is.
 -- Reply: 1
 local until_key, owner_key = KEYS[1], KEYS[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 3, #ARGV, 2 do
-    local port = ARGV[i]
-    if redis.call('HGET', owner_key, port) == ARGV[i + 1] then
-        if ARGV[1] == '0' then
-            redis.call('ZREM', until_key, port)
-        else
-            redis.call('ZADD', until_key, now + ARGV[1], port)
-        end
-        if ARGV[2] == '0' then
-            redis.call('HDEL', owner_key, port)
-        end
+for i = 2, #ARGV, 3 do
+    local port, score = ARGV[i], ARGV[i + 2]
+    if redis.call('HGET', owner_key, port) == ARGV[i + 1]
+        and (score == '' or tonumber(redis.call('ZSCORE', until_key, port) or 0) == tonumber(score)) then
+        redis.call('ZADD', until_key, now + ARGV[1], port)
     end
 end
 return 1

@@ -5,6 +5,6 @@ local time = redis.call('TIME')
 local out = { time[1] * 1000 + math.floor(time[2] / 1000) }
 for i, key in ipairs(KEYS) do
     out[i + 1] = redis.call('HMGET', key, 'label', 'gen', 'tunnel', 'instance', 'node', 'epoch',
-        'until_ms', 'seen_ms', 'why', 'ports')
+        'until_ms', 'seen_ms', 'why', 'ports', 'rests')
 end
 return out

@@ -11,7 +11,8 @@ local token, commit = ARGV[11], ARGV[12]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local r = redis.call('HMGET', key, 'label', 'until_ms', 'gen', 'tunnel', 'pend', 'pend_label', 'pend_ms')
+local r = redis.call('HMGET', key, 'label', 'until_ms', 'gen', 'tunnel', 'pend', 'pend_label', 'pend_ms',
+    'rests')
 local gen = tonumber(r[3] or 0)
 if gen > mine or (gen == mine and r[4] ~= tunnel) then
     return 'lost'
@@ -28,11 +29,24 @@ if commit == '' or r[5] ~= commit or r[6] ~= label or tonumber(r[7]) <= now then
     end
     return 'label'
 end
+-- What rests goes on resting, unless it is leased again.
+local leased, rests = {}, {}
+for public in ARGV[9]:gmatch('=(%d+)') do
+    leased[public] = true
+end
+for entry, public in (r[8] or ''):gmatch('(%d+=(%d+)=%d+)') do
+    if not leased[public] then
+        rests[#rests + 1] = entry
+    end
+end
 redis.call('DEL', key)
 redis.call('HSET', key, 'label', label, 'gen', ARGV[1], 'node', ARGV[4], 'epoch', ARGV[5], 'tunnel', tunnel,
     'instance', ARGV[3], 'until_ms', now + live, 'seen_ms', now)
 if ARGV[9] ~= '' then
     redis.call('HSET', key, 'ports', ARGV[9])
+end
+if #rests > 0 then
+    redis.call('HSET', key, 'rests', table.concat(rests, ','))
 end
 redis.call('PEXPIRE', key, live + tail)
 return 'ok'

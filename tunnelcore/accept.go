@@ -258,8 +258,11 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 	t.sock = sock
 	old, drop, ok := h.register(t)
 	if !ok {
-		// Best effort: the agent comes back, and learns more then.
-		_ = sock.WriteClose(wire.CloseRestart, "not needed any more", closeTime)
+		code, why := wire.CloseReplaced, "replaced by a newer tunnel"
+		if h.isStopping() {
+			code, why = wire.CloseRestart, "edge is stopping"
+		}
+		_ = sock.WriteClose(code, why, closeTime) // an agent that does not take it comes back
 		sock.Close()
 		return errGone
 	}

@@ -219,6 +219,12 @@ func (h *Hub) rebound(t *tunnel) {
 	}
 }
 
+func (h *Hub) isStopping() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.stopping
+}
+
 // live returns the tunnels there are.
 func (h *Hub) live() []*tunnel {
 	h.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -98,6 +99,48 @@ func TestAuthorisationWithdrawnDuringHandshake(t *testing.T) {
 	if c := a.closed(); c.Code != wire.CloseRevoked {
 		t.Errorf("close: %v", c)
 	}
+}
+
+// lateClaim is a registry that grants claims, but tells the first one late.
+type lateClaim struct {
+	registry.Registry
+	first         sync.Once
+	granted, goOn chan struct{}
+}
+
+func (l *lateClaim) Claim(ctx context.Context, c registry.Claim) (lease registry.Lease, err error) {
+	lease, err = l.Registry.Claim(ctx, c)
+	l.first.Do(func() {
+		l.granted <- struct{}{}
+		<-l.goOn
+	})
+	return lease, err
+}
+
+// A tunnel that was replaced before it was up is told so, and does not come back
+// to fight for the device.
+func TestReplacedDuringHandshake(t *testing.T) {
+	reg := &lateClaim{Registry: newAway(t).Registry, granted: make(chan struct{}), goOn: make(chan struct{})}
+	e := startEdgeOver(t, reg, nil)
+	h := hello("cam-17")
+	agents := make(chan *socket.Socket, 1)
+	go func() {
+		s, err := e.dial(wire.ControlPath+"?"+h.Query(), "token-of-cam-17")
+		if err != nil {
+			t.Error(err)
+		}
+		agents <- s
+	}()
+	<-reg.granted
+	newer := e.connect(h)
+	close(reg.goOn)
+	s := <-agents
+	defer s.Close()
+	if c := (&fakeAgent{e: e, sock: s}).closed(); c.Code != wire.CloseReplaced {
+		t.Errorf("close: %v", c)
+	}
+	v, c := newer.open("cam-17")
+	carries(t, v, c)
 }
 
 func TestPublicPortsSwitchedOff(t *testing.T) {

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -104,16 +104,16 @@ func TestAuthorisationWithdrawnDuringHandshake(t *testing.T) {
 // lateClaim is a registry that grants claims, but tells the first one late.
 type lateClaim struct {
 	registry.Registry
-	first         sync.Once
+	told          atomic.Bool
 	granted, goOn chan struct{}
 }
 
-func (l *lateClaim) Claim(ctx context.Context, c registry.Claim) (lease registry.Lease, err error) {
-	lease, err = l.Registry.Claim(ctx, c)
-	l.first.Do(func() {
+func (l *lateClaim) Claim(ctx context.Context, c registry.Claim) (registry.Lease, error) {
+	lease, err := l.Registry.Claim(ctx, c)
+	if l.told.CompareAndSwap(false, true) {
 		l.granted <- struct{}{}
 		<-l.goOn
-	})
+	}
 	return lease, err
 }
 

@@ -112,8 +112,8 @@ var appSettings = []setting[*App]{
 //		}
 //	}
 //
-// domain and auth are required; auth may repeat. All of node but id, and
-// buffer_per_device, are refused by this build, which does not support them yet.
+// domain and auth are required; auth may repeat. All of node but id is refused by
+// this build, which does not support it yet; buffer_per_device has no effect.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {

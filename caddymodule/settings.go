@@ -183,9 +183,6 @@ func (a *App) validateUnsupported() error {
 	unsupported := func(setting string) error {
 		return fmt.Errorf("%s: not supported by this build yet: remove it", setting)
 	}
-	if l := a.Limits; l != nil && l.BufferPerDevice != 0 {
-		return unsupported("limits buffer_per_device")
-	}
 	if n := a.Node; n != nil {
 		switch {
 		case n.URL != "":
@@ -274,7 +271,6 @@ func (a *App) settings() tunnelcore.Settings {
 			NewTunnels:                cmp.Or(l.NewTunnels, s.Limits.NewTunnels),
 			StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, s.Limits.StreamsPerDevice),
 			StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, s.Limits.StreamsPerAddress),
-			BufferPerDevice:           cmp.Or(l.BufferPerDevice, s.Limits.BufferPerDevice),
 			HandshakeTimeout:          cmp.Or(time.Duration(l.HandshakeTimeout), s.Limits.HandshakeTimeout),
 			HeaderBytes:               cmp.Or(l.HeaderBytes, s.Limits.HeaderBytes),
 			UnauthenticatedPerAddress: cmp.Or(l.UnauthenticatedPerAddress, s.Limits.UnauthenticatedPerAddress),

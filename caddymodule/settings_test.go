@@ -42,7 +42,6 @@ func TestValidate(t *testing.T) {
 		{"odd mode", func(a *App) { a.Hostname = "mac" }, `hostname: "mac" is neither random nor device`},
 		{"odd visitors", func(a *App) { a.Visitors = &Visitors{Scheme: "wss"} }, `visitors: "wss" is neither https nor http`},
 		{"negative limit", func(a *App) { a.Limits = &Limits{HeaderBytes: -1} }, "limits: header_bytes: -1 is negative"},
-		{"buffer", func(a *App) { a.Limits = &Limits{BufferPerDevice: 1} }, "limits buffer_per_device: not supported by this build yet: remove it"},
 		{"node url", func(a *App) { a.Node = &Node{URL: "https://x"} }, "node url: not supported by this build yet: remove it"},
 		{"node internal", func(a *App) { a.Node = &Node{Internal: "x:1"} }, "node internal: not supported"},
 		{"node routers", func(a *App) { a.Node = &Node{Routers: []string{"x"}} }, "node routers: not supported"},

@@ -64,7 +64,6 @@ type Limits struct {
 	NewTunnels                int           // accepted per second, after authentication
 	StreamsPerDevice          int           // at once
 	StreamsPerAddress         int           // at once to one device from one visitor address, on public ports
-	BufferPerDevice           int64         // bytes
 	HandshakeTimeout          time.Duration // from the request to the 101
 	HeaderBytes               int           // of an agent's handshake
 	UnauthenticatedPerAddress int           // handshakes under way, or refused in the last minute
@@ -85,7 +84,6 @@ func Defaults() Settings {
 			NewTunnels:                200,
 			StreamsPerDevice:          wire.DefaultStreams,
 			StreamsPerAddress:         16,
-			BufferPerDevice:           2 << 20,
 			HandshakeTimeout:          10 * time.Second,
 			HeaderBytes:               8 << 10,
 			UnauthenticatedPerAddress: 32,
@@ -100,7 +98,6 @@ func (l Limits) orDefaults(d Limits) Limits {
 		NewTunnels:                cmp.Or(l.NewTunnels, d.NewTunnels),
 		StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, d.StreamsPerDevice),
 		StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, d.StreamsPerAddress),
-		BufferPerDevice:           cmp.Or(l.BufferPerDevice, d.BufferPerDevice),
 		HandshakeTimeout:          cmp.Or(l.HandshakeTimeout, d.HandshakeTimeout),
 		HeaderBytes:               cmp.Or(l.HeaderBytes, d.HeaderBytes),
 		UnauthenticatedPerAddress: cmp.Or(l.UnauthenticatedPerAddress, d.UnauthenticatedPerAddress),

@@ -498,16 +498,18 @@ func TestKeepAlive(t *testing.T) {
 	// It falls silent.
 	peer.SetReadDeadline(time.Unix(1, 0))
 	<-answering
-	before := a.Heard()
-	for range missedPings + 2 {
-		stream.KeepAlive()
-	}
-	if a.Heard() != before {
-		t.Fatal("the peer has answered")
-	}
 	within(t, "abort", func() {
-		if err := <-read; err == nil {
-			t.Error("read without an error")
+		for {
+			select {
+			case err := <-read:
+				if err == nil {
+					t.Error("read without an error")
+				}
+				return
+			default:
+				stream.KeepAlive() // pongs that were on their way count, too
+				runtime.Gosched()
+			}
 		}
 	})
 }

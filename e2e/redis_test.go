@@ -56,7 +56,8 @@ func newHeld(t *testing.T, f harness.Face) *held {
 	}}
 	h.site = &site{face: f, origin: o, client: harness.Visitor(t, f, false)}
 	h.agent = harness.StartAgent(t, f, h.setup)
-	up := h.agent.Up(t)
+	// Where it is refused at first, its backoff is 30 s at most.
+	up := h.agent.UpWithin(t, 60*time.Second)
 	h.host, h.port = up.Hostname(t, 80), publicPort(t, up, 7)
 	h.serves(t)
 	return h

@@ -226,7 +226,6 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		hash:       hashed(secret),
 		credential: c,
 		settings:   s,
-		remote:     from,
 		since:      time.Now(),
 		greeted:    make(chan struct{}),
 		ended:      make(chan struct{}),

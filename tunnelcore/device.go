@@ -38,11 +38,12 @@ type device struct {
 	gone    time.Time     // when the last tunnel ended
 	unclean bool          // it ended without a goodbye
 	waiting int           // visitors who wait for it
-	arrives bucket        // of tunnels, and
 	former  []string      // instances that others have replaced, the last one last
-	returns bucket        // of those that came back
-	keeping atomic.Bool   // keepAlive is under way
-	cloned  time.Time     // when that was last told of
+	cloned  time.Time     // when operators were last told that it is there twice
+
+	arrives bucket      // of tunnels
+	returns bucket      // of instances in former that came back
+	keeping atomic.Bool // keepAlive is under way
 }
 
 // session is one instance of a device's agent: what its streams share, over

@@ -46,7 +46,7 @@ type Hub struct {
 	// ctx ends when Shutdown runs out of patience: registry calls and loops end.
 	ctx    context.Context
 	cancel context.CancelFunc
-	// changed wakes the loops after Update.
+	// changed makes refreshing look at the lease again after Update.
 	changed chan struct{}
 
 	handshakes handshakeLimiter

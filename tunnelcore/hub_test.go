@@ -633,7 +633,7 @@ func TestStorm(t *testing.T) {
 	defer e.hub.mu.Unlock()
 	for id, d := range e.hub.devices {
 		if t, s := d.live(); t != nil || s != nil && !s.slots.idle() {
-			e.t.Errorf("%s: tunnel %v, or slots taken", id, t)
+			e.t.Errorf("%s: tunnel %v, or slots are taken", id, t)
 		}
 	}
 }

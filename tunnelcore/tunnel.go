@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"net/url"
 	"sync"
 	"time"
@@ -38,7 +37,6 @@ type tunnel struct {
 	hash       [32]byte
 	credential Credential
 	settings   *Settings // under which it was authorised
-	remote     netip.Addr
 	since      time.Time
 	sock       *socket.Socket
 	greeted    chan struct{} // closed when the agent was told what is in force

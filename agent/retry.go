@@ -23,8 +23,10 @@ const (
 	held = 30 * time.Second
 	// From minSlow to maxSlow is waited when only a person can help.
 	minSlow, maxSlow = 5 * time.Minute, 15 * time.Minute
-	// maxRetryAfter is how far an edge may put off an agent.
+	// maxRetryAfter is how far an edge may put off an agent; up to one part in
+	// retrySpread of what it says is added.
 	maxRetryAfter = 10 * time.Minute
+	retrySpread   = 5
 )
 
 // backoff is the pause between attempts: full jitter under a bound that doubles.
@@ -53,7 +55,7 @@ type RefusedError struct {
 	Code    string // such as unauthorized; empty when no edge answered
 	Message string // of the edge, for people
 
-	retryAfter time.Duration
+	retryAfter time.Duration // only of 429 and 503; zero when none was named
 	location   string
 }
 
@@ -95,6 +97,9 @@ func newRefused(answer *socket.StatusError) *RefusedError {
 	var body wire.ErrorBody
 	if json.Unmarshal(answer.Body, &body) == nil {
 		e.Code, e.Message = printable(string(body.Error), 40), printable(body.Message, 300)
+	}
+	if e.Status != http.StatusTooManyRequests && e.Status != http.StatusServiceUnavailable {
+		return e
 	}
 	// Seconds only: a date is worth what the device's clock is.
 	if n, err := strconv.ParseUint(answer.Header.Get("Retry-After"), 10, 31); err == nil {
@@ -174,13 +179,15 @@ func (p *plan) afterAttempt(s *server, err error) {
 		s.notBefore = time.Now().Add(p.afterClose(err))
 		return
 	}
-	pause := rand.N(p.backoff.max)
+	var pause time.Duration
+	switch told := refused.retryAfter; {
 	// A redirect that could not be followed is like 403 (protocol §2.8).
-	if refused.redirect() || wire.RetryAfterStatus(refused.Status) == wire.RetrySlow {
+	case refused.redirect(), wire.RetryAfterStatus(refused.Status) == wire.RetrySlow:
 		pause = slow()
-	}
-	if told := refused.retryAfter; told > 0 {
-		pause = max(pause, told+rand.N(told/4)) // whoever was told the same comes spread
+	case told > 0:
+		pause = told + rand.N(told/retrySpread) // whoever was told the same comes spread
+	default:
+		pause = rand.N(p.backoff.max)
 	}
 	s.notBefore = time.Now().Add(pause)
 }

@@ -23,13 +23,14 @@ type Profile string
 
 // The profiles. Whatever is chosen works with every edge.
 const (
-	// Full offers every capability that this build has.
-	Full Profile = "full"
-	// Basic is one transfer socket for each stream, and nothing else.
-	Basic Profile = "basic"
-	// Inline keeps everything on the control socket. New refuses it: it is not in
-	// this build yet.
-	Inline Profile = "inline"
+	// ProfileFull begins streams on the control socket, gives those that last a
+	// transfer socket of their own, and uses transfer sockets again.
+	ProfileFull Profile = "full"
+	// ProfileBasic is one transfer socket for each stream, and nothing else.
+	ProfileBasic Profile = "basic"
+	// ProfileInline keeps everything on the control socket: one connection, and
+	// one TLS session, is all there ever is, and streams share what it carries.
+	ProfileInline Profile = "inline"
 )
 
 // ErrNotBuilt is in the error for what is known by name but not in this build
@@ -74,7 +75,7 @@ type Config struct {
 	// Resolver looks up names; nil is the system's.
 	Resolver *net.Resolver
 
-	// Profile is Full by default.
+	// Profile is ProfileFull by default.
 	Profile Profile
 	// Heartbeat is how often the edge is asked to ping: 10 s to 15 min, by default
 	// what the edge prefers, 25 s unless it was configured. The edge may decide
@@ -188,7 +189,7 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	setDefault(&c.Profile, Full)
+	setDefault(&c.Profile, ProfileFull)
 	setDefault(&c.MaxBackoff, defaultMaxBackoff)
 	setDefault(&c.Streams, wire.DefaultStreams)
 	setDefault(&c.Grace, defaultGrace)
@@ -217,11 +218,11 @@ func (c Config) check() error {
 		return &ConfigError{"Token", err}
 	}
 	switch c.Profile {
-	case Full, Basic:
-	case Inline:
+	case ProfileFull, ProfileBasic:
+	case ProfileInline:
 		return wrong("Profile", "%s is %w; full or basic", c.Profile, ErrNotBuilt)
 	default:
-		return wrong("Profile", "%q is not one: full or basic", c.Profile)
+		return wrong("Profile", "%q is not one: full, basic or inline", c.Profile)
 	}
 	switch {
 	case c.Heartbeat != 0 && c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat:

@@ -61,6 +61,7 @@ func TestDocumentedFields(t *testing.T) {
 	}
 	for rule, m := range map[string]Message{
 		"4.1": new(Ready), "4.2": new(PortInfo), "5.4": new(Drain), "6.1": new(Open), "6.4": new(Refused),
+		"11.2": new(Attach), "11.3": new(Attached),
 	} {
 		check(rule, m.messageType())
 		check("4.6", m.messageType())
@@ -133,6 +134,21 @@ func constants(t *testing.T) map[string]constant.Value {
 		all[name] = c.Val()
 	}
 	return all
+}
+
+// TestDocumentedFrames wants a row for every kind of frame.
+func TestDocumentedFrames(t *testing.T) {
+	all := rules(t)
+	for k, name := range frameKinds {
+		if row := fmt.Sprintf("\n| %d | %s | ", k, name); !strings.Contains(all["9.2"], row) {
+			t.Errorf("rule 9.2 has no row for %d %s", k, name)
+		}
+	}
+	for _, said := range []string{fmt.Sprintf("at most %d", MaxFrame), fmt.Sprintf("longer than %d bytes", FrameHeader+MaxFrame), fmt.Sprintf("1 to %d |", MaxMessage)} {
+		if !strings.Contains(strings.Join(strings.Fields(all["9.1"]+all["9.2"]), " "), said) {
+			t.Errorf("rules 9.1 and 9.2 do not say: %s", said)
+		}
+	}
 }
 
 // TestDocumentedLimits holds the table of limits to the constants.

@@ -10,8 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// Message is a text message of the control socket: one of the pointer types
-// below. Which end sends it stands at each.
+// Message is a text message of a control socket, or of a parked transfer socket:
+// one of the pointer types below. Which end sends it stands at each.
 type Message interface{ messageType() string }
 
 // Ready tells an agent that its tunnel is up, and what is in force. Edge to
@@ -65,11 +65,26 @@ type Drain struct {
 	Within int `json:"within_s"`
 }
 
+// Attach gives a parked transfer socket to a stream. Agent to edge, on that
+// socket (protocol §11.2).
+type Attach struct {
+	Stream uint32 `json:"stream"`
+	ID     string `json:"id"` // of the stream's Open
+}
+
+// Attached says that the stream has the socket. Edge to agent, on that socket
+// (protocol §11.3).
+type Attached struct {
+	Stream uint32 `json:"stream"`
+}
+
 func (*Ready) messageType() string    { return "ready" }
 func (*PortInfo) messageType() string { return "port" }
 func (*Open) messageType() string     { return "open" }
 func (*Refused) messageType() string  { return "refused" }
 func (*Drain) messageType() string    { return "drain" }
+func (*Attach) messageType() string   { return "attach" }
+func (*Attached) messageType() string { return "attached" }
 
 // ErrUnknownMessage is Decode's answer to a well-formed message of a type that
 // this version does not know. The rule is to ignore it (protocol §4.4).
@@ -186,6 +201,10 @@ func Decode(text []byte) (Message, error) {
 		m = new(Refused)
 	case "drain":
 		m = new(Drain)
+	case "attach":
+		m = new(Attach)
+	case "attached":
+		m = new(Attached)
 	case "":
 		return nil, errors.New("wire: message without a type")
 	default:
@@ -240,6 +259,20 @@ func check(m Message, size int) string {
 		}
 	case *Refused:
 		if m.Stream == 0 {
+			return "no stream"
+		}
+	case *Attach:
+		switch {
+		case m.Stream == 0:
+			return "no stream"
+		case !ValidID(m.ID):
+			return "id is not 32 lower-case hex digits"
+		}
+	case *Attached:
+		switch {
+		case size > MaxFlat:
+			return fmt.Sprintf("longer than %d bytes", MaxFlat)
+		case m.Stream == 0:
 			return "no stream"
 		}
 	case *Drain:

@@ -55,6 +55,8 @@ func TestEncode(t *testing.T) {
 			`{"type":"refused","stream":2,"reason":"Ger\u00e4t \"aus\"\r\n\u0000` + "\x7f" + ` \ud83d\ude00\u2028\ufffd"}`},
 		{&Drain{Within: 30}, `{"type":"drain","within_s":30}`},
 		{&Drain{}, `{"type":"drain","within_s":0}`},
+		{&Attach{Stream: 7, ID: streamID}, `{"type":"attach","stream":7,"id":"` + streamID + `"}`},
+		{&Attached{Stream: math.MaxUint32}, `{"type":"attached","stream":4294967295}`},
 	} {
 		if got := string(Encode(c.m)); got != c.want {
 			t.Errorf("Encode(%+v)\n got %s\nwant %s", c.m, got, c.want)
@@ -161,6 +163,9 @@ func TestDecodeLimits(t *testing.T) {
 		{"drain of MaxFlat + 1", pad(`{"type":"drain"}`, MaxFlat+1), false},
 		{"port of MaxFlat", pad(`{"type":"port","port":1,"kind":"tcp"}`, MaxFlat), true},
 		{"port of MaxFlat + 1", pad(`{"type":"port","port":1,"kind":"tcp"}`, MaxFlat+1), false},
+		{"attached of MaxFlat", pad(`{"type":"attached","stream":1}`, MaxFlat), true},
+		{"attached of MaxFlat + 1", pad(`{"type":"attached","stream":1}`, MaxFlat+1), false},
+		{"attach of MaxText", pad(`{"type":"attach","stream":1,"id":"`+streamID+`"}`, MaxText), true},
 		{"open of MaxFlat", pad(`{"type":"open","stream":1,"id":"`+streamID+`","port":1}`, MaxFlat), true},
 		{"open of MaxFlat + 1", pad(`{"type":"open","stream":1,"id":"`+streamID+`","port":1}`, MaxFlat+1), false},
 	} {
@@ -239,6 +244,8 @@ var messageVectors = []messageVector{
 	same("drain at once", `{"type":"drain","within_s":0}`),
 	same("drain within a day", `{"type":"drain","within_s":86400}`),
 	as("drain without a time", `{"type":"drain"}`, `{"type":"drain","within_s":0}`),
+	same("attach", `{"type":"attach","stream":7,"id":"`+streamID+`"}`),
+	same("attached", `{"type":"attached","stream":4294967295}`),
 
 	unknown("new type", `{"type":"teleport","stream":"1"}`),
 	unknown("type in upper case", `{"type":"OPEN"}`),
@@ -307,6 +314,11 @@ var messageVectors = []messageVector{
 	malformed("refused with a reason that is no string", `{"type":"refused","stream":1,"reason":["no"]}`),
 	malformed("drain below 0", `{"type":"drain","within_s":-1}`),
 	malformed("drain of more than a day", `{"type":"drain","within_s":86401}`),
+	malformed("attach without a stream", `{"type":"attach","id":"`+streamID+`"}`),
+	malformed("attach without an id", `{"type":"attach","stream":7}`),
+	malformed("attach with an id in upper case", `{"type":"attach","stream":7,"id":"`+strings.ToUpper(streamID)+`"}`),
+	malformed("attached without a stream", `{"type":"attached"}`),
+	malformed("attached with stream 0", `{"type":"attached","stream":0}`),
 }
 
 func checkMessageVectors(t *testing.T) {
@@ -347,7 +359,7 @@ func FuzzDecode(f *testing.F) {
 		checkASCII(t, b)
 		most := MaxText
 		switch m.(type) {
-		case *PortInfo, *Open, *Drain:
+		case *PortInfo, *Open, *Drain, *Attached:
 			most = MaxFlat
 		}
 		if len(b) > most {

@@ -16,8 +16,10 @@ var update = flag.Bool("update", false, "write the vectors in testdata")
 func TestVectors(t *testing.T) {
 	checkHelloVectors(t)
 	checkMessageVectors(t)
+	checkFrameVectors(t)
 	golden(t, "hello.json", lines(t, helloVectors))
 	golden(t, "messages.json", lines(t, messageVectors))
+	golden(t, "frames.json", lines(t, frameVectors))
 	golden(t, "transcript.json", lines(t, transcript(t)))
 }
 

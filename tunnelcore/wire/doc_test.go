@@ -159,6 +159,8 @@ func TestDocumentedLimits(t *testing.T) {
 		fmt.Sprintf("| a text message from the edge other than `ready` | %d |", MaxFlat),
 		fmt.Sprintf("| ports of a device | %d |", MaxPorts),
 		fmt.Sprintf("`message_max` out of `ready`: %d to %d; %d where the agent names none |", MinMessage, MaxMessage, DefaultMessage),
+		fmt.Sprintf("| payload of a frame | %d, and `message_max` less %d from the edge |", MaxFrame, FrameHeader),
+		fmt.Sprintf("| parked transfer sockets of a tunnel | %d |", MaxParked),
 		fmt.Sprintf("`streams` out of `ready`: 1 to %d; %d unless", MaxStreams, DefaultStreams),
 		fmt.Sprintf("| `transfer` | %d |", MaxTransfer),
 		fmt.Sprintf("| `secret` | %d |", MaxSecret),

@@ -12,12 +12,15 @@ import (
 	"testing"
 )
 
-// step is an element of testdata/transcript.json: what one side sends in one go.
+// step is an element of testdata/transcript.json and transcript_early.json: what one side sends in one go.
 type step struct {
 	Name   string `json:"name"`
 	Socket string `json:"socket"` // control or transfer
 	From   string `json:"from"`   // agent or edge
 	Kind   string `json:"kind"`   // http, text, binary, ping, pong, close
+	// Frame names the kind, the stream and the number of bytes of a binary message
+	// on a control socket, for people.
+	Frame string `json:"frame,omitempty"`
 	// Payload is the head of an HTTP message or the unmasked payload of a frame;
 	// of a close frame the reason, while Code is its code.
 	Payload string `json:"payload"`
@@ -66,6 +69,87 @@ func transcript(t *testing.T) []step {
 		closing("the edge is about to restart", "control", "edge", CloseRestart, "restart"),
 		closing("the agent echoes the code, and the edge closes TCP", "control", "agent", CloseRestart, ""),
 	}
+}
+
+// transcriptEarly is a session with early and reuse in force: a stream that needs
+// no transfer socket, one that gets one, one that gets the same socket again, and
+// one whose visitor leaves.
+func transcriptEarly(t *testing.T) []step {
+	t.Helper()
+	hello := Hello{
+		Device: "cam-17", Ports: []Port{{80, HTTP}}, Instance: instance,
+		Caps: Early | Reuse, Early: 16384, EarlyTotal: 262144, Heartbeat: 25,
+	}
+	up := ready()
+	up.Caps, up.Early, up.EarlyTotal = (Early | Reuse).String(), 16384, 262144
+	const (
+		request  = "GET / HTTP/1.1\r\nHost: k3qz7h5mwx2c4v6b.devices.example.net\r\nConnection: close\r\n\r\n"
+		answer   = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n21.5 \xc2\xb0C"
+		watch    = "GET /watch HTTP/1.1\r\nHost: k3qz7h5mwx2c4v6b.devices.example.net\r\nConnection: close\r\n\r\n"
+		head     = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+		event    = "data: 21.5\n\n"
+		second   = "c1a5298f939e87e8f962a5edfc206918"
+		third    = "0c7d1a5e5f2b4f6c9be1f0d3a2c4e687"
+		fourth   = "e3b0c44298fc1c149afbf4c8996fb924"
+		visitors = "203.0.113.9:"
+	)
+	return []step{
+		handshake("the agent offers early, with bounds of its own, and reuse", "control", ControlPath+"?"+hello.Query(), "cam-17-token"),
+		switched("the edge agrees", "control"),
+		message("the tunnel is up, and both are in force", "edge", up),
+		message("where port 80 is reached", "edge", &PortInfo{Port: 80, Kind: HTTP, URL: "https://k3qz7h5mwx2c4v6b.devices.example.net/"}),
+
+		message("a visitor wants port 80", "edge", &Open{Stream: 1, ID: streamID, Port: 80, From: visitors + "51234", Early: 16384}),
+		data("what the visitor sends follows at once", "edge", 1, request),
+		data("the service has answered", "agent", 1, answer),
+		word("and has sent everything", "agent", FrameFin, 1),
+		word("so has the visitor: the stream is over", "edge", FrameFin, 1),
+
+		message("another visitor", "edge", &Open{Stream: 2, ID: second, Port: 80, From: visitors + "51235", Early: 16384}),
+		data("what it sends", "edge", 2, watch),
+		data("the service answers, and goes on answering", "agent", 2, head),
+		handshake("two round trips later the agent asks for a transfer socket", "transfer", transfer+"&id="+second, secret),
+		switched("the edge agrees: the stream is attached for it", "transfer"),
+		word("what the visitor sends goes on there", "edge", FrameMove, 2),
+		word("and so does what the service sends", "agent", FrameMove, 2),
+		frame("the service sends", "transfer", "agent", "binary", event),
+		frame("it has sent everything", "transfer", "agent", "binary", ""),
+		frame("so has the visitor: the stream is over, and the socket is parked", "transfer", "edge", "binary", ""),
+
+		message("a third visitor", "edge", &Open{Stream: 3, ID: third, Port: 80, From: visitors + "51236", Early: 16384}),
+		data("what it sends", "edge", 3, watch),
+		word("and that is everything", "edge", FrameFin, 3),
+		on("transfer", message("two round trips later the agent gives the stream the parked socket", "agent", &Attach{Stream: 3, ID: third})),
+		on("transfer", message("the edge agrees; it has nothing to move", "edge", &Attached{Stream: 3})),
+		word("the service's direction moves before a byte", "agent", FrameMove, 3),
+		frame("the service sends", "transfer", "agent", "binary", head+event),
+		frame("it has sent everything: the stream is over, and the socket is parked again", "transfer", "agent", "binary", ""),
+
+		message("a fourth visitor", "edge", &Open{Stream: 4, ID: fourth, Port: 80, From: visitors + "51237", Early: 16384}),
+		word("has left before it was served", "edge", FrameReset, 4),
+		closing("the parked socket has been idle for 20 s", "transfer", "edge", CloseNormal, ""),
+		closing("the agent echoes the code, and the edge closes TCP", "transfer", "agent", CloseNormal, ""),
+	}
+}
+
+// data is a data frame on the control socket.
+func data(name, from string, stream uint32, payload string) step {
+	s := frame(name, "control", from, "binary", string(AppendFrameHeader(nil, FrameData, stream))+payload)
+	s.Frame = fmt.Sprintf("data, stream %d, %d bytes", stream, len(payload))
+	return s
+}
+
+// word is a frame on the control socket that has no payload.
+func word(name, from string, k FrameKind, stream uint32) step {
+	s := frame(name, "control", from, "binary", string(AppendFrameHeader(nil, k, stream)))
+	s.Frame = fmt.Sprintf("%s, stream %d", frameKinds[k], stream)
+	return s
+}
+
+// on is s on another socket.
+func on(socket string, s step) step {
+	s.Socket = socket
+	return s
 }
 
 func handshake(name, socket, target, bearer string) step {
@@ -125,7 +209,12 @@ func frame(name, socket, from, kind, payload string) step {
 // TestTranscriptDecodes reads the messages of the transcript back, in case the
 // one who wrote them and the one who encodes them agree on what is wrong.
 func TestTranscriptDecodes(t *testing.T) {
-	for i, s := range transcript(t) {
+	for i, s := range append(transcript(t), transcriptEarly(t)...) {
+		if s.Frame != "" {
+			if _, _, _, err := ParseFrame([]byte(s.Payload)); err != nil {
+				t.Errorf("step %d: %v", i+1, err)
+			}
+		}
 		if s.Kind == "text" {
 			if _, err := Decode([]byte(s.Payload)); err != nil {
 				t.Errorf("step %d: %v", i+1, err)
@@ -141,9 +230,15 @@ func TestTranscriptDecodes(t *testing.T) {
 }
 
 // TestTranscriptDocumented holds the last section of docs/protocol.md to the
-// transcript. With -update it writes it.
+// transcripts. With -update it writes them.
 func TestTranscriptDocumented(t *testing.T) {
-	const begin, end = "<!-- transcript: go test ./tunnelcore/wire -update -->\n", "<!-- end of transcript -->\n"
+	checkTranscript(t, "transcript", transcript(t))
+	checkTranscript(t, "transcript with early", transcriptEarly(t))
+}
+
+func checkTranscript(t *testing.T, name string, steps []step) {
+	t.Helper()
+	begin, end := "<!-- "+name+": go test ./tunnelcore/wire -update -->\n", "<!-- end of "+name+" -->\n"
 	path := filepath.Join("..", "..", "docs", "protocol.md")
 	doc, err := os.ReadFile(path)
 	if err != nil {
@@ -152,14 +247,14 @@ func TestTranscriptDocumented(t *testing.T) {
 	before, rest, ok1 := bytes.Cut(doc, []byte(begin))
 	got, after, ok2 := bytes.Cut(rest, []byte(end))
 	if !ok1 || !ok2 {
-		t.Fatalf("%s has no place for the transcript", path)
+		t.Fatalf("%s has no place for the %s", path, name)
 	}
-	want := []byte(readable(transcript(t)))
+	want := []byte(readable(steps))
 	if bytes.Equal(got, want) {
 		return
 	}
 	if !*update {
-		t.Fatalf("%s shows another transcript than testdata; go test -update", path)
+		t.Fatalf("%s shows another %s than testdata; go test -update", path, name)
 	}
 	doc = bytes.Join([][]byte{before, []byte(begin), want, []byte(end), after}, nil)
 	if err := os.WriteFile(path, doc, 0o644); err != nil {
@@ -182,6 +277,9 @@ func readable(steps []step) string {
 			continue
 		}
 		what := s.Kind
+		if s.Frame != "" {
+			what += " (" + s.Frame + ")"
+		}
 		if s.Code != 0 {
 			what += fmt.Sprintf(" %d", s.Code)
 		}

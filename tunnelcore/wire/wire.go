@@ -48,6 +48,12 @@ const (
 	DefaultStreams = 256
 	// MaxEarlyTotal bounds the early bytes of all streams that an agent may offer.
 	MaxEarlyTotal = 1 << 30
+	// DefaultEarly and DefaultEarlyTotal are the early bytes of a stream and of all
+	// streams, in each direction, where the agent names none.
+	DefaultEarly      = 64 << 10
+	DefaultEarlyTotal = 1 << 20
+	// MaxParked bounds the parked transfer sockets of a tunnel.
+	MaxParked = 8
 	// MaxTransfer and MaxSecret bound `transfer` and `secret` of `ready`, so that
 	// an agent can keep them in place.
 	MaxTransfer = 512

@@ -21,6 +21,7 @@ func TestVectors(t *testing.T) {
 	golden(t, "messages.json", lines(t, messageVectors))
 	golden(t, "frames.json", lines(t, frameVectors))
 	golden(t, "transcript.json", lines(t, transcript(t)))
+	golden(t, "transcript_early.json", lines(t, transcriptEarly(t)))
 }
 
 // golden compares the file of testdata with want, or writes it with -update.

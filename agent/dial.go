@@ -116,8 +116,9 @@ func (d *dialer) route(u *url.URL) (route, error) {
 	return route{url: u, proxy: proxy}, nil
 }
 
-// connect makes a connection along r, up to TLS. keepAlive as of net.Dialer.
-func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration) (net.Conn, error) {
+// connect makes a connection along r, up to TLS. keepAlive as of net.Dialer;
+// wrap, if set, gets the connection of TCP, and what it returns is used instead.
+func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration, wrap func(net.Conn) net.Conn) (net.Conn, error) {
 	addr := hostPort(r.url)
 	first, name := addr, "tcp"
 	switch {
@@ -131,6 +132,9 @@ func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration) 
 	})
 	if err != nil {
 		return nil, err
+	}
+	if wrap != nil {
+		conn = wrap(conn)
 	}
 	if r.proxy != nil {
 		conn, err = hop(ctx, "proxy", proxyTimeout, func(ctx context.Context) (net.Conn, error) {

@@ -108,7 +108,7 @@ func (s *streams) dial(t *tunnel, o *wire.Open, f Forward, from netip.AddrPort) 
 	var conn net.Conn
 	var connErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { conn, connErr = s.agent.dialer.connect(ctx, t.route, 0) })
+	wg.Go(func() { conn, connErr = s.agent.dialer.connect(ctx, t.route, 0, nil) })
 	local, err := s.agent.dialTarget(ctx, f, from)
 	if err != nil {
 		cancel()

@@ -53,14 +53,19 @@ type tunnel struct {
 	ports map[uint16]wire.PortInfo // told since the last ready
 }
 
-// hearing is a connection that remembers when it last brought something.
+// hearing is a connection that remembers when it last brought something. It lies
+// below TLS, where a socket that it ends finds it.
 type hearing struct {
 	net.Conn
 	began time.Time
 	at    atomic.Int64 // nanoseconds after began
 }
 
-func newHearing(c net.Conn) *hearing { return &hearing{Conn: c, began: time.Now()} }
+// on makes h that connection.
+func (h *hearing) on(c net.Conn) net.Conn {
+	h.Conn, h.began = c, time.Now()
+	return h
+}
 
 func (h *hearing) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
@@ -80,12 +85,12 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunn
 	}
 	// No TCP keep-alive: the edge's pings are enough, and each costs money on a
 	// cellular link.
-	conn, err := a.dialer.connect(ctx, r, -1)
+	h := new(hearing)
+	conn, err := a.dialer.connect(ctx, r, -1, h.on)
 	if err != nil {
 		return nil, err
 	}
-	h := newHearing(conn)
-	s, err := upgrade(ctx, h, u, token, socket.SmallBuffer)
+	s, err := upgrade(ctx, conn, u, token, socket.SmallBuffer)
 	if err != nil {
 		return nil, err
 	}

@@ -46,6 +46,10 @@ type Hub struct {
 	// ctx ends when Shutdown runs out of patience: registry calls and loops end.
 	ctx    context.Context
 	cancel context.CancelFunc
+	// unhurried ends when Retire must not spread any longer what it does, patient
+	// when streams must end, and down is closed when it is done.
+	unhurried, patient life
+	down               chan struct{}
 	// changed makes refreshing look at the lease again after Update.
 	changed chan struct{}
 
@@ -72,6 +76,18 @@ type Hub struct {
 	wheel    wheel
 }
 
+// life is a context with what ends it.
+type life struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// newLife makes a life that ends with ctx at the latest.
+func newLife(ctx context.Context) life {
+	ctx, cancel := context.WithCancel(ctx)
+	return life{ctx, cancel}
+}
+
 // New makes a hub and takes ownership of c.Registry, also when it fails. It
 // fails when another live process has the same node id; one that has just died is
 // waited for. A registry that does not answer is none of these: agents are let in
@@ -82,6 +98,7 @@ func New(c Config) (*Hub, error) {
 		reg:      c.Registry,
 		started:  time.Now(),
 		changed:  make(chan struct{}, 1),
+		down:     make(chan struct{}),
 		devices:  make(map[string]*device),
 		gone:     make(map[*device]struct{}),
 		tunnels:  make(map[string]*tunnel),
@@ -94,6 +111,8 @@ func New(c Config) (*Hub, error) {
 		by:   make(map[string][]*publicPort),
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.patient = newLife(h.ctx)
+	h.unhurried = newLife(h.patient.ctx)
 	h.store(c.Settings)
 	if err := h.join(); err != nil {
 		h.cancel()
@@ -129,7 +148,7 @@ func (h *Hub) Update(s Settings) {
 			h.reauthorise(t)
 		}
 		if h.settings.Load().renames(old) {
-			h.closeAll("hostnames have changed", renameTime)
+			h.closeAll(h.ctx, "hostnames have changed", renameTime)
 			return
 		}
 		for _, t := range all {
@@ -143,16 +162,21 @@ func (s *Settings) renames(old *Settings) bool {
 	return s.Domain != old.Domain || s.Hostname != old.Hostname
 }
 
-// closeAll tells the agents of all tunnels to come back, spread over d.
-func (h *Hub) closeAll(why string, d time.Duration) {
+// closeAll tells the agents of all tunnels to come back, spread over d; the rest
+// at once when ctx ends.
+func (h *Hub) closeAll(ctx context.Context, why string, d time.Duration) {
 	all := h.live()
-	for _, t := range all {
+	for i, t := range all {
 		t.closeSoon(wire.CloseRestart, why)
-		select {
-		case <-h.ctx.Done():
+		if i == len(all)-1 {
 			return
-		case <-time.After(min(d/time.Duration(len(all)), time.Second)):
 		}
+		pause := time.NewTimer(min(d/time.Duration(len(all)), time.Second))
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
 	}
 }
 
@@ -245,20 +269,30 @@ func (h *Hub) Tunnels() int {
 
 // Shutdown tells agents to come back (close code 1012), lets streams run until
 // ctx ends, closes what is left, and waits for every goroutine of the hub. It
-// closes the registry last.
-func (h *Hub) Shutdown(ctx context.Context) error {
+// closes the registry last. Called while Retire is under way it makes that one
+// hurry, and waits for it.
+func (h *Hub) Shutdown(ctx context.Context) error { return h.Retire(ctx, 0) }
+
+// Retire is Shutdown for a process that goes on, with another registry or as
+// another node: it tells agents one after the other, over spread, so that not all
+// of them arrive at once there. Nothing new is opened meanwhile.
+func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	h.mu.Lock()
-	if h.stopping {
-		h.mu.Unlock()
-		return nil
-	}
+	first := !h.stopping
 	h.stopping = true
 	h.mu.Unlock()
-	h.ports.close()
-	for _, t := range h.live() {
-		t.closeSoon(wire.CloseRestart, "edge is stopping")
+	if !first {
+		h.unhurried.cancel()
+		defer context.AfterFunc(ctx, h.patient.cancel)()
+		<-h.down
+		return nil
 	}
-	h.waitForStreams(ctx)
+	defer close(h.down)
+	defer h.patient.cancel()
+	defer context.AfterFunc(ctx, h.patient.cancel)()
+	h.ports.close()
+	h.closeAll(h.unhurried.ctx, "edge is stopping", spread)
+	h.waitForStreams(h.patient.ctx)
 	h.cancel()
 	h.mu.Lock()
 	devices := make([]*device, 0, len(h.devices))

@@ -357,3 +357,83 @@ func TestStreamAfterShutdownLostPatience(t *testing.T) {
 		t.Errorf("agent: %v, want an abort", err)
 	}
 }
+
+// closings reads the control sockets of agents and says when each was closed.
+func closings(agents []*fakeAgent) <-chan *socket.CloseError {
+	closed := make(chan *socket.CloseError, len(agents))
+	for _, a := range agents {
+		go func() {
+			_ = a.sock.SetReadDeadline(time.Time{})
+			for {
+				_, _, err := a.sock.ReadMessage(wire.MaxText)
+				if err == nil {
+					continue
+				}
+				c := new(socket.CloseError)
+				_ = errors.As(err, &c)
+				closed <- c
+				return
+			}
+		}()
+	}
+	return closed
+}
+
+// A node that goes on as another one lets its tunnels go one after the other, and
+// the rest at once when the process ends.
+func TestRetireSpreads(t *testing.T) {
+	e := startEdge(t, nil)
+	var agents []*fakeAgent
+	for _, device := range []string{"cam-1", "cam-2", "cam-3"} {
+		agents = append(agents, e.connect(hello(device)))
+	}
+	closed := closings(agents)
+	retired := make(chan error, 1)
+	go func() { retired <- e.hub.Retire(context.Background(), time.Hour) }() // a second between two
+	begun := time.Now()
+	for i := range agents[:2] {
+		if c := <-closed; c.Code != wire.CloseRestart {
+			t.Errorf("close: %v", c)
+		}
+		if i == 1 && time.Since(begun) < 900*time.Millisecond {
+			t.Errorf("the second one was let go after %v", time.Since(begun))
+		}
+	}
+	begun = time.Now()
+	if err := e.hub.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if time.Since(begun) > 900*time.Millisecond {
+		t.Errorf("Shutdown took %v", time.Since(begun))
+	}
+	if c := <-closed; c.Code != wire.CloseRestart {
+		t.Errorf("close: %v", c)
+	}
+	if err := <-retired; err != nil {
+		t.Error(err)
+	}
+}
+
+// Streams live as long as Retire, and as a Shutdown during it, has patience.
+func TestShutdownDuringRetire(t *testing.T) {
+	e := startEdge(t, nil)
+	a := e.connect(hello("cam-17"))
+	v, c := a.open("cam-17")
+	retired := make(chan error, 1)
+	go func() { retired <- e.hub.Retire(context.Background(), time.Minute) }()
+	if c := a.closed(); c.Code != wire.CloseRestart {
+		t.Errorf("close: %v", c)
+	}
+	carries(t, v, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := e.hub.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-retired; err != nil {
+		t.Error(err)
+	}
+	if _, err := v.Read(make([]byte, 1)); err == nil {
+		t.Error("the stream lives on")
+	}
+}

@@ -25,10 +25,6 @@ func TestModel(t *testing.T) {
 	for seed := range rounds {
 		for _, shape := range []string{"pipe", "tcp", "tls", "chain"} {
 			t.Run(fmt.Sprint(shape, "/", seed), func(t *testing.T) {
-				if shape == "chain" && os.Getenv("IOTTUNNEL_HEAVY") == "" {
-					t.Skip("known to fail about once in a hundred runs of all seeds: an abort that meets" +
-						" the other end's own end may be read as an end; IOTTUNNEL_HEAVY=1 runs it")
-				}
 				rng := rand.New(rand.NewPCG(uint64(seed), 7))
 				var a, b net.Conn
 				done := func() {}
@@ -61,6 +57,7 @@ type model struct {
 	sure, maybe, read [2]int64
 	ended             [2]bool
 	readErr           [2]error
+	told              [2]bool        // its write took the system's one report of a reset
 	ending            [2]atomic.Bool // as of relay
 }
 
@@ -116,6 +113,7 @@ func (m *model) end(wg *sync.WaitGroup, c, other net.Conn, end int, seed uint64)
 			}
 			m.maybe[end] = m.sure[end] + int64(len(p))
 			if _, err := c.Write(p); err != nil {
+				_, m.told[end] = c.(*net.TCPConn)
 				Abort(c)
 				return
 			}
@@ -145,7 +143,7 @@ func (m *model) check() {
 		if m.read[from] > m.maybe[from] {
 			m.t.Errorf("end %d wrote %d bytes, %d were read", from, m.maybe[from], m.read[from])
 		}
-		if m.readErr[from] == io.EOF && (!m.ended[from] || m.read[from] != m.sure[from]) {
+		if m.readErr[from] == io.EOF && !m.told[1-from] && (!m.ended[from] || m.read[from] != m.sure[from]) {
 			m.t.Errorf("an end was read after %d bytes; end %d wrote %d and ended: %v", m.read[from], from, m.sure[from], m.ended[from])
 		}
 	}

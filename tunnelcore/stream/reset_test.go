@@ -33,6 +33,10 @@ func TestWasReset(t *testing.T) {
 	if !wasReset(a) {
 		t.Error("taken for an end")
 	}
+	a.Close() // by whoever was told of the reset
+	if !wasReset(a) {
+		t.Error("taken for an end once it is closed")
+	}
 }
 
 func TestWasNotReset(t *testing.T) {

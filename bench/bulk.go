@@ -1,0 +1,53 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/iottunnel/iottunnel/bench/load"
+	"github.com/iottunnel/iottunnel/bench/report"
+	"github.com/iottunnel/iottunnel/bench/ways"
+)
+
+func (b *bench) bulk(ctx context.Context, s *report.Section) error {
+	setup, err := b.loopback(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, kind := range []struct {
+		name    string
+		target  func(*ways.Way) *load.Target
+		streams int
+		up      bool
+	}{
+		{"TCP port, 1 down", byPort, 1, false},
+		{"TCP port, 1 up", byPort, 1, true},
+		{"TCP port, 4 down", byPort, 4, false},
+		{"TCP port, 4 up", byPort, 4, true},
+		{"HTTP by Host, 1 down", byHost, 1, false},
+		{"HTTP by Host, 1 up", byHost, 1, true},
+	} {
+		err := b.over(ctx, setup.Ways, kind.target, func(w *ways.Way, t load.Target) error {
+			stop := b.profiled(ctx, setup, s.Name, kind.name, w)
+			m, err := load.Bulk{Streams: kind.streams, Up: kind.up}.Run(t, b.windowOf(w))
+			stop()
+			if err != nil {
+				return err
+			}
+			s.Add(kind.name, w.Name, "rate", "MiB/s", m.PerSecond())
+			if len(w.Processes()) > 0 {
+				s.Add(kind.name, w.Name, "edge + device CPU", "s/GiB", m.Probed.Seconds()/(float64(m.Bytes)/(1<<30)))
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", kind.name, err)
+		}
+	}
+	s.Ratio("rate", ways.Relays)
+	s.Ratio("rate", ways.RelaysTLS)
+	s.Ratio("rate", ways.Caddy)
+	return nil
+}

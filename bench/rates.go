@@ -1,0 +1,75 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/iottunnel/iottunnel/bench/load"
+	"github.com/iottunnel/iottunnel/bench/report"
+	"github.com/iottunnel/iottunnel/bench/ways"
+)
+
+func (b *bench) http(ctx context.Context, s *report.Section) error {
+	return b.keepAlive(ctx, s, byHost, ways.Caddy)
+}
+
+func (b *bench) tcp(ctx context.Context, s *report.Section) error {
+	return b.keepAlive(ctx, s, byPort, ways.Relays)
+}
+
+func (b *bench) keepAlive(ctx context.Context, s *report.Section, target func(*ways.Way) *load.Target, base string) error {
+	setup, err := b.loopback(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, visitors := range []int{1, 16, 64} {
+		name := fmt.Sprintf("%d visitors", visitors)
+		err := b.requests(ctx, s, setup, name, target, load.Requests{Visitors: visitors, Path: "/small"})
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	s.Ratio("rate", base)
+	return nil
+}
+
+func (b *bench) fresh(ctx context.Context, s *report.Section) error {
+	setup, err := b.loopback(ctx, s)
+	if err != nil {
+		return err
+	}
+	visit := load.Requests{Visitors: 16, Path: "/small", Fresh: true}
+	if err := b.requests(ctx, s, setup, "HTTP by Host", byHost, visit); err != nil {
+		return err
+	}
+	if err := b.requests(ctx, s, setup, "TCP port", byPort, visit); err != nil {
+		return err
+	}
+	s.Ratio("rate", ways.Caddy)
+	s.Ratio("rate", ways.Relays)
+	return nil
+}
+
+// requests measures one load over all ways.
+func (b *bench) requests(ctx context.Context, s *report.Section, setup *ways.Setup, name string, target func(*ways.Way) *load.Target, visit load.Requests) error {
+	return b.over(ctx, setup.Ways, target, func(w *ways.Way, t load.Target) error {
+		stop := b.profiled(ctx, setup, s.Name, name, w)
+		a, err := visit.Run(t, b.windowOf(w))
+		stop()
+		if err != nil {
+			return err
+		}
+		s.Add(name, w.Name, "rate", "req/s", a.PerSecond())
+		s.Add(name, w.Name, "p50", "ms", milliseconds(a.Quantile(0.5)))
+		s.Add(name, w.Name, "p99", "ms", milliseconds(a.Quantile(0.99)))
+		if len(w.Processes()) > 0 {
+			s.Add(name, w.Name, "edge + device CPU", "µs/req", float64(a.Probed.Microseconds())/float64(a.Count))
+		}
+		return nil
+	})
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -1,0 +1,161 @@
+//go:build linux
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/bench/link"
+	"github.com/iottunnel/iottunnel/bench/load"
+	"github.com/iottunnel/iottunnel/bench/proc"
+	"github.com/iottunnel/iottunnel/bench/report"
+	"github.com/iottunnel/iottunnel/bench/ways"
+)
+
+// section is a part of the benchmark that can be run alone.
+type section struct {
+	name, title string
+	run         func(b *bench, ctx context.Context, s *report.Section) error
+}
+
+var sections = []section{
+	{"http", "HTTP by Host, keep-alive, 1 KiB", (*bench).http},
+	{"tcp", "TCP port, keep-alive requests, 1 KiB", (*bench).tcp},
+	{"new", "A new connection per request, 1 KiB, 16 visitors", (*bench).fresh},
+	{"bulk", "Bulk", (*bench).bulk},
+	{"stall", "4 visitors stop reading, 8 others go on (TCP port)", (*bench).stall},
+	{"streams", "Memory of open streams (TCP port)", (*bench).streams},
+}
+
+func sectionNames() (names []string) {
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// bench is a run.
+type bench struct {
+	config
+	self  string
+	local *ways.Setup // nil: not needed so far
+	link  *link.Link
+	far   *ways.Setup
+}
+
+func runSections(ctx context.Context, c config) (err error) {
+	b := &bench{config: c}
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	defer b.close()
+	r := &report.Report{
+		Date:    time.Now().Format(time.DateTime),
+		Machine: fmt.Sprintf("%s/%s, %d CPUs, load average at the start %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), loadAverage()),
+		Method:  fmt.Sprintf("%d repeats of %v each, ways taking turns; medians", c.repeats, c.window),
+	}
+	fmt.Printf("%s; %s; %s\n", r.Date, r.Machine, r.Method)
+	for _, s := range sections {
+		if !slices.Contains(c.only, s.name) {
+			continue
+		}
+		begin, table := time.Now(), r.Section(s.name, s.title)
+		if err := s.run(b, ctx, table); err != nil {
+			return fmt.Errorf("%s: %w", s.name, cmp.Or(context.Cause(ctx), err))
+		}
+		table.Close()
+		if err := table.Markdown(os.Stdout); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))
+	}
+	return b.write(r)
+}
+
+func (b *bench) write(r *report.Report) error {
+	if b.json == "" {
+		return nil
+	}
+	f, err := os.Create(b.json)
+	if err != nil {
+		return err
+	}
+	if err := r.JSON(f); err != nil {
+		f.Close()
+		return err
+	}
+	return f.Close()
+}
+
+func loadAverage() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	one, _, _ := strings.Cut(string(text), " ")
+	return one
+}
+
+func (b *bench) close() {
+	if b.local != nil {
+		b.local.Close()
+	}
+	if b.far != nil {
+		b.far.Close()
+	}
+	if b.link != nil {
+		b.link.Close()
+	}
+}
+
+// loopback are the ways with everything on loopback.
+func (b *bench) loopback(ctx context.Context, s *report.Section) (_ *ways.Setup, err error) {
+	if b.local == nil {
+		b.local, err = ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Ways: b.ways})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, missing := range b.local.Missing {
+		s.Note("Left out: %s.", missing)
+	}
+	return b.local, nil
+}
+
+// window is one measurement of what a way's processes spend.
+func (b *bench) windowOf(w *ways.Way) load.Window {
+	return load.Window{
+		Warm: min(b.window/4, 500*time.Millisecond), Length: b.window,
+		Probe: func() time.Duration { return proc.CPU(w.Processes()) },
+	}
+}
+
+// over measures each way in turn, in every repeat. Ways without a target are left
+// out.
+func (b *bench) over(ctx context.Context, all []*ways.Way, target func(*ways.Way) *load.Target, measure func(*ways.Way, load.Target) error) error {
+	for range b.repeats {
+		for _, w := range all {
+			t := target(w)
+			if t == nil {
+				continue
+			}
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := measure(w, *t); err != nil {
+				return fmt.Errorf("%s: %w", w.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func byHost(w *ways.Way) *load.Target { return w.HTTP }
+func byPort(w *ways.Way) *load.Target { return w.TCP }

@@ -332,8 +332,8 @@ func TestCloseUnblocks(t *testing.T) {
 }
 
 func waitUntilWriting(s *Socket) {
-	for s.writeMu.TryLock() {
-		s.writeMu.Unlock()
+	for s.turns.tryTake() {
+		s.unlock()
 		time.Sleep(time.Millisecond)
 	}
 }

@@ -160,8 +160,8 @@ func (c *script) SetWriteDeadline(time.Time) error { return nil }
 
 // settle waits for the reply that s may be sending.
 func settle(s *Socket) {
-	s.writeMu.Lock()
-	defer s.writeMu.Unlock()
+	s.lock(urgent)
+	defer s.unlock()
 }
 
 var (

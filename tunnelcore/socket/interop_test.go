@@ -143,6 +143,7 @@ func TestInteropPing(t *testing.T) {
 		if got := <-pong; got != "payload" {
 			t.Errorf("pong %q", got)
 		}
+		settle(s) // the pong's turn ends after it was read
 		before := s.Heard()
 		if sent, err := s.Ping(); !sent || err != nil {
 			t.Fatal(sent, err)

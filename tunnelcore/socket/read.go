@@ -17,6 +17,10 @@ import (
 // connection's.
 func (s *Socket) Next() (Opcode, error) {
 	s.whole, s.message = false, nil
+	if s.ahead {
+		s.ahead = false
+		return s.op, nil
+	}
 	for s.open {
 		if err := s.discard(); err == io.EOF {
 			break
@@ -28,6 +32,14 @@ func (s *Socket) Next() (Opcode, error) {
 		return 0, err
 	}
 	return s.op, nil
+}
+
+// Peek waits for the next data message as Next does, and leaves it to the next
+// call of Next or ReadMessage.
+func (s *Socket) Peek() (Opcode, error) {
+	op, err := s.Next()
+	s.ahead = err == nil
+	return op, err
 }
 
 // Read reads payload of the current message into p; io.EOF is the message's end.
@@ -95,29 +107,42 @@ func (s *Socket) ReadMessage(limit int) (Opcode, []byte, error) {
 		}
 		s.whole = true
 	}
+	var err error
+	s.message, err = s.Append(s.message, limit)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, nil, err
+	}
+	message := s.message
+	s.whole, s.message = false, nil
+	if err != nil {
+		return 0, nil, err
+	}
+	return s.op, message, nil
+}
+
+// Append appends what is left of the current message to b, which may be as long
+// as limit then, in bytes. Above that it is ErrTooBig, and Next skips the rest.
+// After a deadline it returns what it has; called with that, it goes on.
+func (s *Socket) Append(b []byte, limit int) ([]byte, error) {
 	for {
-		if s.remaining > int64(limit-len(s.message)) {
-			s.whole, s.message = false, nil
-			return 0, nil, ErrTooBig
+		if s.remaining > int64(limit-len(b)) {
+			return nil, ErrTooBig
 		}
-		// Grows by more than asked when fragments are many and small.
-		s.message = slices.Grow(s.message, int(s.remaining))
+		b = slices.Grow(b, int(s.remaining)) // grows by more than asked when fragments are many and small
 		for s.remaining > 0 {
-			had := len(s.message)
-			n, err := s.Read(s.message[had : had+int(s.remaining)])
-			s.message = s.message[:had+n]
+			had := len(b)
+			n, err := s.Read(b[had : had+int(s.remaining)])
+			b = b[:had+n]
 			if err != nil {
-				return 0, nil, err
+				return b, err
 			}
 		}
 		switch err := s.More(); err {
 		case nil:
 		case io.EOF:
-			message := s.message
-			s.whole, s.message = false, nil
-			return s.op, message, nil
+			return b, nil
 		default:
-			return 0, nil, err
+			return b, err
 		}
 	}
 }

@@ -91,8 +91,12 @@ func (e *FrameError) Error() string { return "socket: " + e.Reason }
 // answered and close frames echoed by whoever reads, without waiting for a peer
 // that does not.
 //
+// Writers take turns: text, pings, pongs and close frames go before data, and else
+// who came first goes first.
+//
 // A read that fails with a deadline may be tried again later, and loses nothing.
-// A write that fails in any way leaves the socket unable to write.
+// A write that fails in any other way than by ErrGaveUp leaves the socket unable
+// to write.
 type Socket struct {
 	conn   net.Conn
 	br     *bufio.Reader
@@ -106,31 +110,33 @@ type Socket struct {
 	mask      [4]byte
 	remaining int64  // bytes of the current frame not read yet
 	whole     bool   // ReadMessage is inside a message
+	ahead     bool   // Peek has seen a message that Next has not returned
 	message   []byte // what it has of it
 	readErr   error  // sticky, deadlines excepted
 
 	heard     atomic.Uint32 // grows with each frame and each piece of payload that came in
 	pingAt    atomic.Int64  // when the first unanswered ping was sent, in ns since epoch; 0: none is
 	rtt       atomic.Int64  // of the last ping that was answered, in ns
-	closeSent atomic.Bool   // written under writeMu
+	closeSent atomic.Bool   // written in one's turn
 
-	// writeMu guards the writing side of conn and the fields below it.
-	writeMu      sync.Mutex
+	// turns guards the writing side of conn and the fields below it.
+	turns        turns
 	writeErr     error
 	writeTimeout time.Duration
 
-	// deadlineMu guards the deadlines of writes. Taken inside writeMu, held only
-	// to set them.
+	// deadlineMu guards the deadlines of writes. Taken inside a turn, held only to
+	// set them.
 	deadlineMu sync.Mutex
 	closing    bool      // no data may follow: a close frame is about to go out
 	writeBy    time.Time // SetWriteDeadline's or WriteClose's, what is earlier
 	armedBy    time.Time // what the write timeout gives the write under way
 
-	// dueMu guards pong, the payload of the pong that is due. Taken inside
-	// writeMu, held only to copy. Who lets go of writeMu sends what is due.
+	// dueMu guards pong, the payload of the pong that is due. Taken inside a turn,
+	// held only to copy. Whose turn ends sends what is due.
 	dueMu    sync.Mutex
 	pong     []byte
 	pongDue  atomic.Bool
+	pingDue  atomic.Bool
 	closeDue atomic.Pointer[CloseError]
 }
 
@@ -167,7 +173,7 @@ func (s *Socket) Close() error {
 		conn = t.NetConn()
 	}
 	err := conn.Close()
-	s.writeMu.Lock() // a write under way fails now
+	s.lock(urgent) // a write under way fails now
 	if s.writeErr == nil {
 		s.writeErr = net.ErrClosed
 	}

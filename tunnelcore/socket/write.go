@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // copyBelow is the payload up to which copying it behind its header is cheaper
@@ -24,8 +26,10 @@ const pieceSize = 16 << 10
 const replyTimeout = time.Second
 
 // scratch holds buffers for frames that are put together before they are
-// written.
-var scratch = sync.Pool{New: func() any { b := make([]byte, 0, Headroom+copyBelow); return &b }}
+// written: an `open` and a frame of a stream fit.
+var scratch = sync.Pool{New: func() any { b := make([]byte, 0, scratchSize); return &b }}
+
+const scratchSize = Headroom + wire.MaxFlat + Headroom + wire.FrameHeader + max(copyBelow, wire.MaxFrame)
 
 // vector is a frame that is written from two places.
 type vector struct {
@@ -40,28 +44,75 @@ var vectors = sync.Pool{New: func() any { return new(vector) }}
 // write is under way: then the connection is not idle, or is stuck. Otherwise it
 // takes as long as a write may.
 func (s *Socket) Ping() (sent bool, err error) {
-	if !s.writeMu.TryLock() {
+	if !s.turns.tryTake() {
 		return false, nil
 	}
 	defer s.unlock()
+	return true, s.writePingLocked()
+}
+
+// PingSoon sends a ping as Ping does, but when a write is under way, the ping
+// follows it, before all that waits: PingSoon does not wait for that. An error
+// shows with the next write.
+func (s *Socket) PingSoon() {
+	s.pingDue.Store(true)
+	if s.turns.tryTake() {
+		s.unlock()
+	}
+}
+
+// writePingLocked wants the turn.
+func (s *Socket) writePingLocked() error {
 	// A pong answers the first ping without an answer, if it is slow.
 	s.pingAt.CompareAndSwap(0, int64(time.Since(epoch)))
-	return true, s.writeLocked(opPing, nil)
+	return s.writeLocked(opPing, nil)
 }
 
 // WriteMessage sends payload as one frame. It copies what it must change, and
 // may be called concurrently.
 func (s *Socket) WriteMessage(op Opcode, payload []byte) error {
-	s.writeMu.Lock()
+	s.lock(classOf(op))
 	defer s.unlock()
 	return s.writeLocked(byte(op), payload)
 }
+
+// Message is what WriteMessages sends: Head and Body, one behind the other.
+type Message struct {
+	Op         Opcode
+	Head, Body []byte
+}
+
+// WriteMessages sends some short messages with one write, and is as urgent as the
+// first of them. It copies them, and may be called concurrently. Whoever has t,
+// which is not nil, can end the wait for its turn.
+func (s *Socket) WriteMessages(t *Turn, all ...Message) error {
+	if err := s.turns.take(classOf(all[0].Op), t); err != nil {
+		return err
+	}
+	defer s.unlock()
+	b := scratch.Get().(*[]byte)
+	defer scratch.Put(b)
+	out := (*b)[:0]
+	for _, m := range all {
+		if err := s.readyLocked(byte(m.Op)); err != nil {
+			return err
+		}
+		start := len(out)
+		out = append(append(append(out, headroom[:]...), m.Head...), m.Body...)
+		frame := s.seal(byte(m.Op), out[start:])
+		out = out[:start+copy(out[start:], frame)]
+	}
+	*b = out
+	return s.sendLocked(out)
+}
+
+var headroom [Headroom]byte
 
 // WriteInPlace sends buf[Headroom:] as one frame, with one write and no copy: it
 // puts the header into the headroom, and masks the payload where it lies. It
 // may be called concurrently.
 func (s *Socket) WriteInPlace(op Opcode, buf []byte) error {
-	s.writeMu.Lock()
+	s.lock(classOf(op))
 	defer s.unlock()
 	if err := s.readyLocked(byte(op)); err != nil {
 		return err
@@ -74,7 +125,7 @@ func (s *Socket) WriteInPlace(op Opcode, buf []byte) error {
 // at all for writes that have not begun.
 func (s *Socket) WriteClose(code int, reason string, timeout time.Duration) error {
 	s.closeWithin(timeout)
-	s.writeMu.Lock()
+	s.lock(urgent)
 	defer s.unlock()
 	return s.writeCloseLocked(code, reason)
 }
@@ -84,7 +135,7 @@ func (s *Socket) WriteClose(code int, reason string, timeout time.Duration) erro
 func (s *Socket) replyClose(code int, reason string) {
 	s.closeWithin(replyTimeout)
 	s.closeDue.Store(&CloseError{code, reason})
-	if s.writeMu.TryLock() {
+	if s.turns.tryTake() {
 		s.unlock()
 	}
 }
@@ -98,7 +149,7 @@ func (s *Socket) answer(payload []byte) {
 	s.pong = append(s.pong[:0], payload...) // only the last one counts (RFC 6455 §5.5.3)
 	s.dueMu.Unlock()
 	s.pongDue.Store(true)
-	if !s.writeMu.TryLock() {
+	if !s.turns.tryTake() {
 		return
 	}
 	if s.writeErr != nil {
@@ -108,25 +159,27 @@ func (s *Socket) answer(payload []byte) {
 	go s.unlock()
 }
 
-// unlock sends what came due while writeMu was held, and lets it go.
+// unlock sends what came due meanwhile, and ends the turn.
 func (s *Socket) unlock() {
 	for {
 		if s.pongDue.Swap(false) {
 			s.writePongLocked()
 		}
+		if s.pingDue.Swap(false) {
+			_ = s.writePingLocked() // sticks in writeErr
+		}
 		if e := s.closeDue.Swap(nil); e != nil {
 			_ = s.writeCloseLocked(e.Code, e.Reason) // the reader's error tells more
 		}
-		s.writeMu.Unlock()
-		// Something may have come due between the two; whoever gets the lock
-		// sends it.
-		if !s.pongDue.Load() && s.closeDue.Load() == nil || !s.writeMu.TryLock() {
+		s.turns.pass()
+		// Something may have come due between the two; whose turn it is sends it.
+		if !s.pongDue.Load() && !s.pingDue.Load() && s.closeDue.Load() == nil || !s.turns.tryTake() {
 			return
 		}
 	}
 }
 
-// writePongLocked wants writeMu.
+// writePongLocked wants the turn.
 func (s *Socket) writePongLocked() {
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
@@ -136,7 +189,7 @@ func (s *Socket) writePongLocked() {
 	_ = s.writeLocked(opPong, *b) // sticks in writeErr
 }
 
-// writeCloseLocked wants writeMu, and closeWithin called before.
+// writeCloseLocked wants the turn, and closeWithin called before.
 func (s *Socket) writeCloseLocked(code int, reason string) error {
 	if s.closeSent.Load() {
 		return nil
@@ -163,7 +216,7 @@ func cutReason(reason string) string {
 }
 
 // readyLocked says why nothing can be written, and arms the deadlines. It wants
-// writeMu.
+// the turn.
 func (s *Socket) readyLocked(op byte) error {
 	switch {
 	case s.writeErr != nil:
@@ -174,7 +227,7 @@ func (s *Socket) readyLocked(op byte) error {
 	return s.arm(op < opClose)
 }
 
-// writeLocked sends one frame. It wants writeMu.
+// writeLocked sends one frame. It wants the turn.
 func (s *Socket) writeLocked(op byte, payload []byte) error {
 	if err := s.readyLocked(op); err != nil {
 		return err
@@ -184,11 +237,11 @@ func (s *Socket) writeLocked(op byte, payload []byte) error {
 	}
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
-	*b = append(append((*b)[:0], make([]byte, Headroom)...), payload...)
+	*b = append(append((*b)[:0], headroom[:]...), payload...)
 	return s.sendLocked(s.seal(op, *b))
 }
 
-// sendVectorLocked sends a frame without copying its payload. It wants writeMu,
+// sendVectorLocked sends a frame without copying its payload. It wants the turn,
 // and the deadlines armed.
 func (s *Socket) sendVectorLocked(op byte, payload []byte) error {
 	v := vectors.Get().(*vector)
@@ -204,7 +257,7 @@ func (s *Socket) sendVectorLocked(op byte, payload []byte) error {
 	}
 }
 
-// sendLocked sends a frame. It wants writeMu, and the deadlines armed.
+// sendLocked sends a frame. It wants the turn, and the deadlines armed.
 func (s *Socket) sendLocked(frame []byte) error {
 	for {
 		piece := frame
@@ -224,7 +277,7 @@ func (s *Socket) sendLocked(frame []byte) error {
 
 // wroteLocked takes the result of a write. The write timeout is for a peer that
 // takes nothing: one that took a part in time gets it again. On TCP alone, as a
-// TLS connection cannot go on after a deadline. It wants writeMu.
+// TLS connection cannot go on after a deadline. It wants the turn.
 func (s *Socket) wroteLocked(n int64, err error) (again bool, _ error) {
 	if s.tcp && n > 0 && s.writeTimeout > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
 		if err = s.arm(false); err == nil {

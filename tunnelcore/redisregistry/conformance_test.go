@@ -22,6 +22,7 @@ var timeless = []string{
 	"/Lease/release_with_another", "/Lease/release_cuts", "/LeasePorts/one_for_each", "/LeasePorts/all_or_nothing",
 	"/LeasePorts/a_port_is_one", "/LeasePorts/given_back", "/LeasePorts/another_range",
 	"/LeasePorts/a_lease_that_ends_at_once", "/Node/list", "/Node/leave", "/Rest/",
+	"/Credential/", "/Code/once", "/Code/an_id", "/Code/by_one", "/Notice/", "/Drop/",
 }
 
 // The others mostly wait, and are all under way at the same time. Only then come

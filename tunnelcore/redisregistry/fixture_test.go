@@ -121,6 +121,31 @@ func exercise(t *testing.T, r *Registry) {
 	if page, err := r.Devices(t.Context(), "", 10); err != nil || len(page) != 0 {
 		t.Errorf("Devices: %+v, %v", page, err)
 	}
+	if _, err := registry.Enroll(t.Context(), r, "cam", registry.HashSecret("x"), registry.ReplaceNone); err != nil {
+		t.Errorf("Enroll: %v", err)
+	}
+	if err := registry.Revoke(t.Context(), r, "cam"); err != nil {
+		t.Errorf("Revoke: %v", err)
+	}
+	if list, err := r.Notices(t.Context(), 0); err != nil || len(list) != 1 {
+		t.Errorf("Notices: %+v, %v", list, err)
+	}
+	if page, err := r.Enrolled(t.Context(), "", 10); err != nil || len(page) != 1 {
+		t.Errorf("Enrolled: %+v, %v", page, err)
+	}
+	if err := r.DropCredential(t.Context(), "cam"); err != nil {
+		t.Errorf("DropCredential: %v", err)
+	}
+	code := registry.Code{ID: "c", Hash: registry.HashSecret("c"), Until: time.Now().Add(time.Hour)}
+	if err := r.AddCode(t.Context(), code); err != nil {
+		t.Errorf("AddCode: %v", err)
+	}
+	if list, err := r.Codes(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("Codes: %+v, %v", list, err)
+	}
+	if err := r.TakeCode(t.Context(), "c", code.Hash, "cam"); err != nil {
+		t.Errorf("TakeCode: %v", err)
+	}
 	if err := r.Leave(t.Context(), n); err != nil {
 		t.Errorf("Leave: %v", err)
 	}

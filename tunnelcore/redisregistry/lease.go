@@ -150,7 +150,7 @@ func (r *Registry) Release(ctx context.Context, h registry.Holder, lease time.Du
 	if lease < 0 {
 		return fmt.Errorf("%w: lease %v", registry.ErrInvalid, lease)
 	}
-	if !matchable(h.Device) {
+	if !matchable(h.Device) || h.Tunnel == "" {
 		return registry.ErrLost
 	}
 	_, err := call(ctx, r, "release", func(ctx context.Context) (struct{}, error) {
@@ -159,7 +159,8 @@ func (r *Registry) Release(ctx context.Context, h registry.Holder, lease time.Du
 	return err
 }
 
-// release ends the lease first, and then what depends on it.
+// release ends the lease first, and then what depends on it. Without a tunnel h is
+// a device that is offline.
 func (r *Registry) release(ctx context.Context, h registry.Holder, lease time.Duration, why string) error {
 	leaseMS := millis(lease)
 	var scores map[uint16]int64

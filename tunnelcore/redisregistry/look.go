@@ -204,12 +204,18 @@ func (r *Registry) Devices(ctx context.Context, after string, limit int) ([]regi
 
 // deviceIDs returns up to n ids of the list, those after `after`.
 func (r *Registry) deviceIDs(ctx context.Context, after string, n int) ([]string, error) {
+	return r.page(ctx, r.keys.devices(), after, n)
+}
+
+// page returns up to n members of a sorted set whose scores are all 0, those after
+// `after`.
+func (r *Registry) page(ctx context.Context, key, after string, n int) ([]string, error) {
 	start := "-"
 	if after != "" {
 		start = "(" + after
 	}
 	return r.c.ZRangeArgs(ctx, redis.ZRangeArgs{
-		Key: r.keys.devices(), Start: start, Stop: "+", ByLex: true, Count: int64(n),
+		Key: key, Start: start, Stop: "+", ByLex: true, Count: int64(n),
 	}).Result()
 }
 

@@ -129,7 +129,7 @@ func explain(ctx context.Context, what string, err error) error {
 	var full *registry.PortsFullError
 	for _, known := range []error{
 		registry.ErrInvalid, registry.ErrUnknown, registry.ErrLabelTaken, registry.ErrLost, registry.ErrNodeLive,
-		registry.ErrTooManyPorts,
+		registry.ErrTooManyPorts, registry.ErrChanged, registry.ErrTooManyCodes,
 	} {
 		if errors.Is(err, known) {
 			return err

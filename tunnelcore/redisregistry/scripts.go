@@ -84,6 +84,26 @@ var (
 	//go:embed scripts/leave.lua
 	leaveText   string
 	leaveScript = redis.NewScript(leaveText)
+
+	//go:embed scripts/setcred.lua
+	setCredText   string
+	setCredScript = redis.NewScript(setCredText)
+
+	//go:embed scripts/addcode.lua
+	addCodeText   string
+	addCodeScript = redis.NewScript(addCodeText)
+
+	//go:embed scripts/takecode.lua
+	takeCodeText   string
+	takeCodeScript = redis.NewScript(takeCodeText)
+
+	//go:embed scripts/codes.lua
+	codesText   string
+	codesScript = redis.NewScript(codesText)
+
+	//go:embed scripts/notify.lua
+	notifyText   string
+	notifyScript = redis.NewScript(notifyText)
 )
 
 // A batch is commands that go out together. In a cluster they reach their nodes

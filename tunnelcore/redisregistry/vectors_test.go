@@ -97,6 +97,8 @@ func TestSchema(t *testing.T) {
 	}
 	beat(registry.Node{NodeRef: registry.NodeRef{ID: "edge-4", Epoch: "epoch-4-restarted"}, Internal: "10.0.0.4:8080"})
 
+	enrolments(t, r)
+
 	v := vector{
 		About:  "Written by the tests of package redisregistry, with -update, from a real Redis; times and generations are made up. See docs/redis.md.",
 		Prefix: DefaultKeyPrefix,
@@ -139,6 +141,29 @@ func TestSchema(t *testing.T) {
 		}
 		if state != route.State || rec.Device != route.Device || rec.Online.Node.ID != route.Node {
 			t.Errorf("%+v, but the registry says %s: %+v", route, state, rec)
+		}
+	}
+}
+
+// enrolments writes what enrolled devices leave in Redis: one that has two secrets,
+// one that was revoked, and two claim codes.
+func enrolments(t *testing.T, r *Registry) {
+	t.Helper()
+	for _, device := range []string{"cam-17", "door-1"} {
+		if _, err := registry.Enroll(t.Context(), r, device, registry.HashSecret("secret of "+device), registry.ReplaceNone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := registry.Rotate(t.Context(), r, "cam-17", registry.HashSecret("next secret of cam-17")); err != nil {
+		t.Fatal(err)
+	}
+	if err := registry.Revoke(t.Context(), r, "door-1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []registry.Code{{ID: "c0de000000000001"}, {ID: "c0de000000000002", Device: "cam-99"}} {
+		c.Hash, c.Until = registry.HashSecret("code "+c.ID), time.Now().Add(time.Hour)
+		if err := r.AddCode(t.Context(), c); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -220,8 +245,21 @@ func dump(t *testing.T, r *Registry) map[string]key {
 		if _, ok := k.Fields["op"]; ok {
 			k.Fields["op"] = "OP"
 		}
+		if _, ok := k.Fields["changed_ms"]; ok {
+			k.Fields["changed_ms"], k.Fields["version"] = strconv.Itoa(epochMS), strconv.Itoa(epochMS)
+		}
 		switch strings.TrimPrefix(name, DefaultKeyPrefix) {
-		case "nodes":
+		case "{codes}":
+			for id, score := range k.Fields {
+				left := time.Until(time.UnixMilli(number(t, score)))
+				k.Fields[id] = strconv.FormatInt(epochMS+wholeMinutes(left), 10)
+			}
+		case "{codes}:code":
+			for id, code := range k.Fields {
+				fields := strings.Fields(code)
+				k.Fields[id] = strings.Join([]string{fields[0], fields[1], strconv.Itoa(epochMS), "OP"}, " ")
+			}
+		case "nodes", "revoked":
 			for id := range k.Fields {
 				k.Fields[id] = strconv.Itoa(epochMS)
 			}

@@ -53,16 +53,20 @@ type state struct {
 
 	// What a failed write was to change. The file may have it or not, so the next
 	// write says again what is true.
-	unsureDevices map[string]struct{}
-	unsurePorts   map[uint16]struct{}
+	unsureDevices     map[string]struct{}
+	unsurePorts       map[uint16]struct{}
+	unsureCredentials map[string]struct{}
+	unsureCodes       map[string]struct{}
 }
 
 func newState() state {
 	return state{
-		ports:         map[uint16]portUse{},
-		resting:       resting{},
-		unsureDevices: map[string]struct{}{},
-		unsurePorts:   map[uint16]struct{}{},
+		ports:             map[uint16]portUse{},
+		resting:           resting{},
+		unsureDevices:     map[string]struct{}{},
+		unsurePorts:       map[uint16]struct{}{},
+		unsureCredentials: map[string]struct{}{},
+		unsureCodes:       map[string]struct{}{},
 	}
 }
 
@@ -76,6 +80,9 @@ type batch struct {
 	labels     map[string]string  // label → device; empty: free
 	ports      map[uint16]portUse // zero: free
 	rested     resting            // those of ports that rest, or did before a later change
+
+	credentials map[string]*storedCredential // nil: gone
+	codes       map[string]*storedCode       // nil: gone
 }
 
 // resting is the public ports of each device that rest.
@@ -99,13 +106,20 @@ func (m *Memory) newBatch() *batch {
 	b := &batch{
 		m: m, now: m.clock.decide(), generation: m.generation,
 		devices: map[string]*record{}, labels: map[string]string{}, ports: map[uint16]portUse{},
-		rested: resting{},
+		rested:      resting{},
+		credentials: map[string]*storedCredential{}, codes: map[string]*storedCode{},
 	}
 	for id := range m.unsureDevices {
 		b.devices[id] = m.published(id)
 	}
 	for port := range m.unsurePorts {
 		b.ports[port] = m.ports[port]
+	}
+	for device := range m.unsureCredentials {
+		b.credentials[device] = m.credential(device)
+	}
+	for id := range m.unsureCodes {
+		b.codes[id] = m.secrets.codes.get(id)
 	}
 	return b
 }
@@ -119,7 +133,9 @@ func (m *Memory) published(device string) *record {
 }
 
 // changed says whether there is anything to write.
-func (b *batch) changed() bool { return len(b.devices) > 0 || len(b.ports) > 0 }
+func (b *batch) changed() bool {
+	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0
+}
 
 // device returns the record of a device that has a lease, else nil. It clears
 // away one whose lease has run out.
@@ -370,6 +386,7 @@ func (b *batch) release(h Holder, lease time.Duration, why string) error {
 func (b *batch) publish() {
 	m := b.m
 	m.generation = b.generation
+	b.publishSecrets()
 	for port, use := range b.ports {
 		if old := m.ports[port]; old.rest != 0 {
 			m.resting.remove(old.device, port)

@@ -130,10 +130,18 @@ func (m *Memory) write(b *batch) error {
 		for port := range b.ports {
 			m.unsurePorts[port] = struct{}{}
 		}
+		for device := range b.credentials {
+			m.unsureCredentials[device] = struct{}{}
+		}
+		for id := range b.codes {
+			m.unsureCodes[id] = struct{}{}
+		}
 		return err
 	}
 	clear(m.unsureDevices)
 	clear(m.unsurePorts)
+	clear(m.unsureCredentials)
+	clear(m.unsureCodes)
 	b.publish()
 	return nil
 }
@@ -158,7 +166,8 @@ func (m *Memory) save(b *batch) error {
 	return nil
 }
 
-// sweep clears away some of the ended leases and rests, where it left off. A
+// sweep clears away some of the ended leases and rests, where it left off, and
+// expired codes. A
 // failed write is logged and the next sweep tries again.
 func (m *Memory) sweep() {
 	b := m.newBatch()
@@ -178,6 +187,10 @@ func (m *Memory) sweep() {
 		if seen++; seen == sweepSize {
 			break
 		}
+	}
+	_, expired := m.secrets.codes.split(b.now)
+	for _, id := range expired {
+		b.codes[id] = nil
 	}
 	if m.clock.stepped() && !b.changed() {
 		_ = m.save(b) // ties the clock to the new wall clock; logged

@@ -42,6 +42,7 @@ type Memory struct {
 	devices sync.Map // device → *record; written by the committer
 	labels  sync.Map // label → *record; written by the committer
 	ids     ids      // of devices
+	secrets secrets  // of enrolled devices
 	state            // the committer's own
 
 	ops     chan *op
@@ -93,7 +94,8 @@ func (m *Memory) open(opts MemoryOptions) error {
 		}
 		return nil
 	}
-	if err := s.read(begin, m.load, rest); err != nil {
+	into := reading{state: begin, device: m.load, rest: rest, credential: m.loadCredential, code: m.loadCode}
+	if err := s.read(into); err != nil {
 		// The error is what matters, and a damaged file has nothing to flush.
 		_ = s.close()
 		return err

@@ -221,6 +221,11 @@ type Registry interface {
 	// the list. A limit of zero or less lists nothing.
 	Devices(ctx context.Context, after string, limit int) ([]Record, error)
 
+	// Drop ends the lease of a device at once, whoever holds it: label and ports are
+	// gone as after a Release with lease 0, and the holder, if there is one, is lost.
+	// Without a lease it is ErrUnknown.
+	Drop(ctx context.Context, device string) error
+
 	// Beat is a node's heartbeat, and says what the others see of it from now on.
 	// It is ErrNodeLive while another epoch of the same id is live: the newcomer
 	// waits for that to end, and who finds its id taken while it was silent stops.
@@ -232,6 +237,8 @@ type Registry interface {
 
 	// Nodes lists the live nodes in the order of ids.
 	Nodes(ctx context.Context) ([]Node, error)
+
+	Credentials
 
 	// Close frees what the registry holds; nothing may be called after it.
 	Close() error

@@ -14,13 +14,16 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// The file is a bbolt database with three buckets. Keys are text, values JSON; a
+// The file is a bbolt database with five buckets; files of before have no
+// credentials and codes. Keys are text, values JSON; a
 // reader ignores fields that it does not know.
 //
 //	meta     "format"  1
 //	meta     "state"   {"generation":1767225600000000,"clock_ms":…,"wall_ms":…}
 //	devices  device    {"label":"…","generation":…,"online":true,"until_ms":…,"seen_ms":…,"why":"…","ports":{"22":40001}}
 //	rests    port      {"until_ms":…,"device":"…","port":22}
+//	credentials  device  {"current":"…","next":"…","version":…,"changed_ms":…}
+//	codes    id        {"hash":"…","device":"…","created_ms":…,"until_ms":…}
 //
 // Times are those of the registry's clock (see clock), which state ties to Unix
 // time. A format that is not 1 is not read. Nodes are not kept, nor who held a
@@ -29,6 +32,8 @@ var (
 	bucketMeta    = []byte("meta")
 	bucketDevices = []byte("devices")
 	bucketRests   = []byte("rests")
+	bucketSecrets = []byte("credentials")
+	bucketCodes   = []byte("codes")
 	keyFormat     = []byte("format")
 	keyState      = []byte("state")
 )
@@ -133,7 +138,7 @@ func (s *store) prepare() error {
 			if tx.Bucket(bucketDevices) == nil || tx.Bucket(bucketRests) == nil {
 				return s.damaged(errors.New("a bucket is missing"))
 			}
-			return nil
+			return createSecrets(tx)
 		}
 		if name, _ := tx.Cursor().First(); name != nil {
 			return fmt.Errorf("registry: %s is a database of another program: use another file", s.path)
@@ -143,12 +148,45 @@ func (s *store) prepare() error {
 				return err
 			}
 		}
+		if err := createSecrets(tx); err != nil {
+			return err
+		}
 		return tx.Bucket(bucketMeta).Put(keyFormat, []byte(format))
 	})
 }
 
+// createSecrets makes the buckets that files of before do not have.
+func createSecrets(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketSecrets, bucketCodes} {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reading is who takes in what the file holds.
+type reading struct {
+	state      func(storedState)
+	device     func(string, storedDevice) error
+	rest       func(uint16, storedRest) error
+	credential func(string, storedCredential) error
+	code       func(string, storedCode) error
+}
+
+// readAll decodes the values of a bucket.
+func readAll[T any](b *bbolt.Bucket, what string, take func(string, T) error) error {
+	return b.ForEach(func(k, v []byte) error {
+		var value T
+		if err := json.Unmarshal(v, &value); err != nil {
+			return fmt.Errorf("%s %q: %w", what, k, err)
+		}
+		return take(string(k), value)
+	})
+}
+
 // read hands over what the file holds: the state first, then all else.
-func (s *store) read(state func(storedState), device func(string, storedDevice) error, rest func(uint16, storedRest) error) error {
+func (s *store) read(into reading) error {
 	err := catch(func() error {
 		return s.db.View(func(tx *bbolt.Tx) error {
 			var st storedState
@@ -157,28 +195,24 @@ func (s *store) read(state func(storedState), device func(string, storedDevice) 
 					return fmt.Errorf("state: %w", err)
 				}
 			}
-			state(st)
-			err := tx.Bucket(bucketDevices).ForEach(func(k, v []byte) error {
-				var d storedDevice
-				if err := json.Unmarshal(v, &d); err != nil {
-					return fmt.Errorf("device %q: %w", k, err)
-				}
-				return device(string(k), d)
-			})
-			if err != nil {
+			into.state(st)
+			if err := readAll(tx.Bucket(bucketDevices), "device", into.device); err != nil {
 				return err
 			}
-			return tx.Bucket(bucketRests).ForEach(func(k, v []byte) error {
-				port, err := strconv.ParseUint(string(k), 10, 16)
+			rest := func(k string, r storedRest) error {
+				port, err := strconv.ParseUint(k, 10, 16)
 				if err != nil {
 					return fmt.Errorf("resting port %q: %w", k, err)
 				}
-				var r storedRest
-				if err := json.Unmarshal(v, &r); err != nil {
-					return fmt.Errorf("resting port %q: %w", k, err)
-				}
-				return rest(uint16(port), r)
-			})
+				return into.rest(uint16(port), r)
+			}
+			if err := readAll(tx.Bucket(bucketRests), "resting port", rest); err != nil {
+				return err
+			}
+			if err := readAll(tx.Bucket(bucketSecrets), "credential of", into.credential); err != nil {
+				return err
+			}
+			return readAll(tx.Bucket(bucketCodes), "code", into.code)
 		})
 	})
 	if err != nil {
@@ -206,10 +240,36 @@ func (s *store) write(b *batch, now saved) error {
 					return err
 				}
 			}
+			if err := writeSecrets(tx, b); err != nil {
+				return err
+			}
 			return put(tx.Bucket(bucketMeta), string(keyState),
 				storedState{Generation: b.generation, ClockMS: now.clock, WallMS: now.wall})
 		})
 	})
+}
+
+func writeSecrets(tx *bbolt.Tx, b *batch) error {
+	secrets, codes := tx.Bucket(bucketSecrets), tx.Bucket(bucketCodes)
+	for device, c := range b.credentials {
+		var v any
+		if c != nil {
+			v = c
+		}
+		if err := put(secrets, device, v); err != nil {
+			return err
+		}
+	}
+	for id, c := range b.codes {
+		var v any
+		if c != nil {
+			v = c
+		}
+		if err := put(codes, id, v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // put stores v as JSON, or removes the key when v is nil.

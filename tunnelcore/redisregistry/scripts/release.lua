@@ -1,6 +1,6 @@
 -- release ends a tunnel; its lease runs out after lease_ms.
 -- KEYS: device:{DEVICE}
--- ARGV: gen, tunnel, lease_ms, tail_ms, why, op (new for each release: a repeated
+-- ARGV: gen, tunnel (empty: the device is offline), lease_ms, tail_ms, why, op (new for each release: a repeated
 --       call finds that it was carried out)
 -- Reply: 1, label, ports; or 0, the generation that holds the device (0: none).
 local key = KEYS[1]
@@ -11,7 +11,7 @@ local r = redis.call('HMGET', key, 'gen', 'tunnel', 'label', 'until_ms', 'ports'
 if r[6] == ARGV[6] then
     return { 1, r[3] or '', r[5] or '' }
 end
-if r[1] ~= ARGV[1] or r[2] ~= ARGV[2] or not r[3] or tonumber(r[4]) <= now then
+if r[1] ~= ARGV[1] or (r[2] or '') ~= ARGV[2] or not r[3] or tonumber(r[4]) <= now then
     return { 0, r[1] or '0' }
 end
 redis.call('HSET', key, 'until_ms', now + lease, 'seen_ms', now, 'why', ARGV[5], 'op', ARGV[6])

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/iottunnel/iottunnel/agent/internal/hosthead"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -131,6 +132,10 @@ type Forward struct {
 	// ProxyProtocol writes the visitor's address ahead of its first byte, as a
 	// header of version 2 of the PROXY protocol.
 	ProxyProtocol bool
+	// Host is what a service of kind HTTP gets as Host of each request, in place of
+	// the name that visitors use: for services that answer to one name only.
+	// Answers are not rewritten.
+	Host string
 }
 
 // Up describes a tunnel.
@@ -268,6 +273,9 @@ func checkForwards(forwards []Forward) error {
 			return wrong("Forwards", "port %d: needs either Target or Dial", f.Port)
 		}
 		seen[f.Port] = true
+		if err := checkHost(f); err != nil {
+			return &ConfigError{"Forwards", err}
+		}
 		if f.Dial != nil {
 			continue
 		}
@@ -275,6 +283,23 @@ func checkForwards(forwards []Forward) error {
 		if err != nil || host == "" || !validPort(port) {
 			return wrong("Forwards", "port %d: target %q is not host:port", f.Port, f.Target)
 		}
+	}
+	return nil
+}
+
+func checkHost(f Forward) error {
+	kind := f.Kind
+	if kind == "" {
+		kind = Kind(wire.DefaultKind(f.Port))
+	}
+	switch {
+	case f.Host == "":
+		return nil
+	case kind != HTTP:
+		return fmt.Errorf("port %d: another Host is possible on kind http alone, not on %s: the agent cannot look into it", f.Port, kind)
+	}
+	if err := hosthead.CheckHost(f.Host); err != nil {
+		return fmt.Errorf("port %d: host: %w", f.Port, err)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/iottunnel/iottunnel/agent/internal/hosthead"
 )
 
 // dialTarget connects to the target of f on behalf of a visitor.
@@ -21,12 +23,17 @@ func (a *Agent) dialTarget(ctx context.Context, f Forward, from netip.AddrPort) 
 		}
 	}
 	conn, err := dial(context.WithValue(ctx, visitorKey{}, from))
-	if err != nil || !f.ProxyProtocol {
-		return conn, err
+	if err != nil {
+		return nil, err
 	}
-	if err := writeProxyHeader(conn, from, f.Port); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("PROXY header: %w", err)
+	if f.ProxyProtocol {
+		if err := writeProxyHeader(conn, from, f.Port); err != nil {
+			conn.Close()
+			return nil, fmt.Errorf("PROXY header: %w", err)
+		}
+	}
+	if f.Host != "" {
+		conn = hosthead.New(conn, f.Host)
 	}
 	return conn, nil
 }

@@ -1,4 +1,5 @@
-// Package stream makes net.Conns of transfer sockets, and joins two connections.
+// Package stream makes net.Conns of streams, whichever sockets they travel on, and
+// joins two connections.
 package stream
 
 import (
@@ -20,10 +21,6 @@ import (
 // send.
 var ErrAborted = errors.New("stream aborted by the other end")
 
-// lingerTime is how long a closed stream waits for the peer to end its
-// direction, and then for its close frame (protocol §6.6).
-const lingerTime = 10 * time.Second
-
 // Options of a Stream.
 type Options struct {
 	// MessageMax bounds the payload of the binary messages it sends, in bytes.
@@ -31,40 +28,71 @@ type Options struct {
 	// Remote is what RemoteAddr returns; nil: the socket's peer.
 	Remote net.Addr
 	// Owner waits for the goroutine that a closed stream may leave behind for
-	// lingerTime. It must count something else until the stream is closed. nil:
-	// nobody waits.
+	// lingerTime, and for that of Wanted. It must count something else until the
+	// stream is closed. nil: nobody waits.
 	Owner *sync.WaitGroup
-	// Closed is called once, when the socket is closed: nothing of the stream is
-	// left then.
+	// Closed is called once, when nothing of the stream is left. A transfer socket
+	// is closed then, or was parked.
 	Closed func(*Stream)
+
+	// The rest is for Mux.Open.
+
+	// Open is the message `open`, at the edge. It leaves together with the first
+	// bytes, if they come within openTime.
+	Open []byte
+	// Wanted is called at most once, in a goroutine of its own, when the stream
+	// should get a transfer socket (protocol §10.4): see Attach and Unwanted.
+	Wanted func(*Stream)
+	// Parked takes a transfer socket on which both directions have ended, instead
+	// of closing it: it is between two messages, without deadlines, and may already
+	// have the next one (protocol §11.1). nil: without `reuse`.
+	Parked func(*socket.Socket)
 }
 
-// Stream is one visitor connection on a transfer socket of its own (protocol
-// §6, basic profile): a net.Conn with half-close. A binary message is a piece of
-// the byte stream, an empty one ends its direction.
+// filled is o with its defaults.
+func (o Options) filled() Options {
+	if o.MessageMax <= 0 {
+		o.MessageMax = wire.DefaultMessage
+	}
+	if o.Owner == nil {
+		o.Owner = new(sync.WaitGroup)
+	}
+	return o
+}
+
+// Stream is one visitor connection: a net.Conn with half-close. It travels on a
+// transfer socket of its own from the start (New; protocol §6, basic profile), or
+// begins on a control socket (Mux.Open; protocol §10, §12) and may get a transfer
+// socket later.
 //
 // Reads resume after a deadline; a write that meets one breaks the stream, as
 // part of a frame may be on its way. One goroutine may read and another write.
 type Stream struct {
-	s    *socket.Socket
 	opts Options
+
+	// mu guards deadlines, s and what is early. Held to set them: those of Close
+	// are the last.
+	mu   sync.Mutex
+	s    *socket.Socket // the transfer socket; nil while there is none, then for good
+	e    *early         // nil for streams that began on a transfer socket
+	over bool           // finish was called
 
 	// readMu guards the fields below it, until the stream is closed: then they
 	// are linger's.
 	readMu    sync.Mutex
+	inDirect  bool // what is to be read comes on s
 	inMessage bool
 	empty     bool  // nothing of the current message has been read
 	readErr   error // sticky, deadlines excepted
 
-	writeMu sync.Mutex // one message at a time
-
-	deadlineMu sync.Mutex // held to set deadlines: those of Close are the last
+	writeMu   sync.Mutex // one message at a time; guards outDirect, as readMu does
+	outDirect bool       // what is written goes on s
 
 	readEnded  atomic.Bool // the peer's end has been read
 	writeEnded atomic.Bool // ours has been sent, or is on its way
 	broken     atomic.Bool // a read or write failed, deadlines of reads excepted
-	closed     atomic.Bool // written under deadlineMu
-	reading    atomic.Bool // somebody waits for the peer
+	closed     atomic.Bool // written under mu
+	reading    atomic.Bool // somebody waits for the peer, on s
 
 	received, sent atomic.Int64 // bytes
 
@@ -73,13 +101,7 @@ type Stream struct {
 
 // New makes a stream of a transfer socket, which it owns from then on.
 func New(s *socket.Socket, opts Options) *Stream {
-	if opts.MessageMax <= 0 {
-		opts.MessageMax = wire.DefaultMessage
-	}
-	if opts.Owner == nil {
-		opts.Owner = new(sync.WaitGroup)
-	}
-	return &Stream{s: s, opts: opts}
+	return &Stream{s: s, opts: opts.filled(), inDirect: true, outDirect: true}
 }
 
 // Read reads what the peer has sent; io.EOF after its end. A close before that
@@ -102,7 +124,13 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 		if err := c.payloadLocked(); err != nil {
 			return 0, err
 		}
-		n, err := c.s.Read(p)
+		var n int
+		var err error
+		if c.inDirect {
+			n, err = c.s.Read(p)
+		} else {
+			n = c.takeEarly(p)
+		}
 		if n > 0 {
 			c.received.Add(int64(n))
 			return n, nil
@@ -116,6 +144,11 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 // payloadLocked waits until there is payload to read. It wants readMu, or to be
 // linger.
 func (c *Stream) payloadLocked() error {
+	if !c.inDirect && c.readErr == nil {
+		if err := c.awaitEarly(); err != nil || !c.inDirect {
+			return err
+		}
+	}
 	c.reading.Store(true)
 	defer c.reading.Store(false)
 	for {
@@ -131,7 +164,7 @@ func (c *Stream) payloadLocked() error {
 				return c.readFailed(err)
 			}
 			if op != socket.Binary {
-				return c.malformed("text on a transfer socket")
+				return c.malformed(c.s, "text on a transfer socket")
 			}
 			c.inMessage, c.empty = true, true
 		}
@@ -160,12 +193,13 @@ func (c *Stream) wait() error {
 	return c.payloadLocked()
 }
 
-// readFailed turns an error of the socket's reader into the stream's.
+// readFailed turns an error of the socket's reader into the stream's. It wants
+// readMu, or to be linger.
 func (c *Stream) readFailed(err error) error {
 	late := errors.Is(err, os.ErrDeadlineExceeded)
 	if !late {
 		c.broken.Store(true)
-		c.readErr = fmt.Errorf("%w: %w", ErrAborted, err)
+		c.readErr = c.aborted(err)
 	}
 	switch {
 	case c.closed.Load():
@@ -176,11 +210,25 @@ func (c *Stream) readFailed(err error) error {
 	return c.readErr
 }
 
+// aborted is err as one of a stream that did not end. What Fail gave it counts
+// more.
+func (c *Stream) aborted(err error) error {
+	if c.e != nil {
+		if f := c.e.failure.Load(); f != nil {
+			return *f
+		}
+	}
+	if errors.Is(err, ErrAborted) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrAborted, err)
+}
+
 // malformed closes the socket to a peer that breaks the protocol.
-func (c *Stream) malformed(reason string) error {
+func (c *Stream) malformed(s *socket.Socket, reason string) error {
 	c.broken.Store(true)
 	c.readErr = fmt.Errorf("%w: %s", ErrAborted, reason)
-	_ = c.s.WriteClose(wire.CloseMalformed, reason, time.Second) // the peer is faulty
+	_ = s.WriteClose(wire.CloseMalformed, reason, time.Second) // the peer is faulty
 	return c.readErr
 }
 
@@ -193,6 +241,14 @@ func (c *Stream) Write(p []byte) (int, error) {
 	for n < len(p) {
 		if err := c.writableLocked(); err != nil {
 			return n, err
+		}
+		if !c.outDirect {
+			k, err := c.writeEarly(p[n:])
+			n += k
+			if err != nil {
+				return n, err
+			}
+			continue
 		}
 		piece := p[n:min(len(p), n+c.opts.MessageMax)]
 		if err := c.s.WriteMessage(socket.Binary, piece); err != nil {
@@ -209,8 +265,20 @@ func (c *Stream) Write(p []byte) (int, error) {
 func (c *Stream) writeInPlace(buf []byte) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	if err := c.writableLocked(); err != nil {
-		return err
+	for {
+		if err := c.writableLocked(); err != nil {
+			return err
+		}
+		if c.outDirect {
+			break
+		}
+		n, err := c.writeEarly(buf[socket.Headroom:])
+		if err != nil {
+			return err
+		}
+		if buf = buf[n:]; len(buf) == socket.Headroom { // what was sent is headroom now
+			return nil
+		}
 	}
 	if err := c.s.WriteInPlace(socket.Binary, buf); err != nil {
 		return c.writeFailed(err)
@@ -236,7 +304,7 @@ func (c *Stream) writeFailed(err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrAborted, err)
+	return c.aborted(err)
 }
 
 // ReadFrom sends what it reads from r until its end, and is what io.Copy uses.
@@ -280,175 +348,42 @@ func (c *Stream) closeWriteLocked() error {
 	if c.writeEnded.Swap(true) {
 		return nil
 	}
-	if err := c.s.WriteMessage(socket.Binary, nil); err != nil {
+	var err error
+	if !c.outDirect {
+		err = c.endEarly()
+	}
+	if err == nil && c.outDirect {
+		err = c.s.WriteMessage(socket.Binary, nil)
+	}
+	if err != nil {
 		c.writeEnded.Store(false)
 		return c.writeFailed(err)
 	}
 	return nil
 }
 
-// Close ends our direction and lets go of the stream; calls under way return,
-// and one that was writing makes it an abort. The socket lives on for a moment,
-// so that nothing sent is lost: until the peer has ended its direction and
-// closed too, at most lingerTime. Data that the peer sends meanwhile, or has sent
-// and nobody read, make it an abort too.
-func (c *Stream) Close() error {
-	if !c.close() {
-		return nil
-	}
-	if c.broken.Load() {
-		c.finish()
-		return nil
-	}
-	c.opts.Owner.Go(c.linger)
-	return nil
-}
-
-// close marks the stream closed, and makes the calls under way return. It
-// reports whether it was open.
-func (c *Stream) close() bool {
-	c.deadlineMu.Lock()
-	defer c.deadlineMu.Unlock()
-	if c.closed.Swap(true) {
-		return false
-	}
-	past := time.Unix(1, 0)
-	_, _ = c.s.SetReadDeadline(past), c.s.SetWriteDeadline(past) // fails only on a closed socket
-	return true
-}
-
-// linger brings a closed stream to its end.
-func (c *Stream) linger() {
-	defer c.finish()
-	// Calls under way hold a lock until they return; later ones see that the
-	// stream is closed. What follows is alone, and must not make them wait.
-	c.readMu.Lock()
-	c.writeMu.Lock()
-	broken := c.broken.Load()
-	c.writeMu.Unlock()
-	c.readMu.Unlock()
-	if broken {
-		return
-	}
-	until := time.Now().Add(lingerTime)
-	_, _ = c.s.SetReadDeadline(until), c.s.SetWriteDeadline(until) // fails only on a closed socket
-	// What we send must not wait for the peer to read while it waits for us.
-	sent := make(chan error, 1)
-	go func() { sent <- c.closeWriteLocked() }()
-	// Data instead of the peer's end means that it was not done: an abort.
-	var b [1]byte
-	n, err := c.readLocked(b[:])
-	if n > 0 || err != io.EOF {
-		c.s.Close()
-		<-sent
-		return
-	}
-	if <-sent != nil {
-		return
-	}
-	// Both directions have ended. Closing TCP with bytes unread would reset it,
-	// and could destroy what the peer has not read yet (protocol §6.6).
-	go func() { sent <- c.s.WriteClose(wire.CloseNormal, "", lingerTime) }()
-	for err == nil || err == io.EOF {
-		_, err = c.s.Next()
-	}
-	<-sent
-}
-
-// Abort closes the stream at once; the peer sees that it was not an end.
-func (c *Stream) Abort() {
-	if !c.close() {
-		c.s.Close() // a close that lingers is cut short
-		return
-	}
-	c.broken.Store(true)
-	c.finish()
-}
-
-func (c *Stream) finish() {
-	c.s.Close()
-	if c.opts.Closed != nil {
-		c.opts.Closed(c)
-	}
-}
-
-// awaitClose blocks, after the peer's end was read, until the stream is closed
-// here or our direction has ended and the peer closed (nil), or until it is
-// aborted. Without it an abort by a peer that has nothing more to say would only
-// be seen with the next write.
-func (c *Stream) awaitClose() error {
-	c.readMu.Lock()
-	defer c.readMu.Unlock()
-	c.reading.Store(true)
-	defer c.reading.Store(false)
-	for {
-		if c.closed.Load() {
-			return nil
-		}
-		_, err := c.s.Next()
-		switch {
-		case c.closed.Load():
-			return nil
-		case err == nil:
-			return c.malformed("data after the end")
-		case c.writeEnded.Load() && !errors.Is(err, os.ErrDeadlineExceeded):
-			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			_ = c.SetReadDeadline(time.Time{}) // it was for reads, which have ended
-		default:
-			return c.readFailed(err)
-		}
-	}
-}
-
 // Transferred returns the bytes of payload received and sent so far.
 func (c *Stream) Transferred() (received, sent int64) { return c.received.Load(), c.sent.Load() }
 
-// missedPings is after how many pings in a row a peer is gone from which nothing
-// came.
-const missedPings = 2
-
-// keepAlive is what KeepAlive remembers of its last call.
-type keepAlive struct {
-	moved  int64
-	heard  uint32
-	missed int
-}
-
-// KeepAlive is called now and then, by one goroutine at a time. It pings the peer
-// if nothing moved since the last call, so that middleboxes keep the connection,
-// and aborts the stream when the pings stay unanswered: TCP's own keep-alive waits
-// for data that is not acknowledged, and such a ping is. Answers are only read
-// while somebody reads, so that a reader who is slow counts for nothing.
-func (c *Stream) KeepAlive() {
-	k := &c.keep
-	moved, heard := c.received.Load()+c.sent.Load(), c.s.Heard()
-	idle := moved == k.moved
-	if !idle || heard != k.heard || !c.reading.Load() {
-		k.missed = 0
-	}
-	k.moved, k.heard = moved, heard
-	switch {
-	case c.closed.Load() || !idle:
-	case k.missed >= missedPings:
-		c.Abort()
-	default:
-		// A failure shows in the next read or write.
-		if sent, _ := c.s.Ping(); sent {
-			k.missed++
-		}
-	}
-}
-
 // LocalAddr and RemoteAddr are those of the socket, unless Options.Remote says
 // otherwise.
-func (c *Stream) LocalAddr() net.Addr { return c.s.LocalAddr() }
+func (c *Stream) LocalAddr() net.Addr { return c.socket().LocalAddr() }
 
 func (c *Stream) RemoteAddr() net.Addr {
 	if c.opts.Remote != nil {
 		return c.opts.Remote
 	}
-	return c.s.RemoteAddr()
+	return c.socket().RemoteAddr()
+}
+
+// socket is what the stream travels on.
+func (c *Stream) socket() *socket.Socket {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.s == nil {
+		return c.e.mux.sock
+	}
+	return c.s
 }
 
 // SetDeadline, SetReadDeadline and SetWriteDeadline: as of net.Conn.
@@ -457,19 +392,39 @@ func (c *Stream) SetDeadline(t time.Time) error {
 }
 
 func (c *Stream) SetReadDeadline(t time.Time) error {
-	c.deadlineMu.Lock()
-	defer c.deadlineMu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.closed.Load() {
 		return net.ErrClosed
+	}
+	return c.setReadLocked(t)
+}
+
+func (c *Stream) SetWriteDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.setWriteLocked(t)
+}
+
+func (c *Stream) setReadLocked(t time.Time) error {
+	if c.e != nil {
+		c.e.setReadByLocked(t)
+	}
+	if c.s == nil {
+		return nil
 	}
 	return c.s.SetReadDeadline(t)
 }
 
-func (c *Stream) SetWriteDeadline(t time.Time) error {
-	c.deadlineMu.Lock()
-	defer c.deadlineMu.Unlock()
-	if c.closed.Load() {
-		return net.ErrClosed
+func (c *Stream) setWriteLocked(t time.Time) error {
+	if c.e != nil {
+		c.e.setWriteByLocked(t)
+	}
+	if c.s == nil {
+		return nil
 	}
 	return c.s.SetWriteDeadline(t)
 }

@@ -47,6 +47,7 @@ type early struct {
 	turn     socket.Turn // of it
 	timer    *time.Timer // sends open, or wants a transfer socket
 
+	moved    bool          // Options.Moved was called, or will not be
 	wanted   bool          // Options.Wanted was called, or will not be
 	unwanted chan struct{} // see Unwanted; made when asked for
 
@@ -67,6 +68,7 @@ func newEarly(m *Mux, number uint32, credit int, o Options) *Stream {
 	e := &c.e
 	e.mux, e.number, e.window, e.owed, e.credit = m, number, credit, credit, credit
 	e.open = o.Open
+	e.moved = o.Moved == nil
 	e.wanted = o.Wanted == nil || m.opts.Inline
 	e.readable.L, e.writable.L = &c.mu, &c.mu
 	return &c.Stream
@@ -176,11 +178,26 @@ func (c *Stream) receive(k wire.FrameKind, payload []byte) (breach string) {
 			lost = c.failLocked(fmt.Errorf("%w: %s", ErrAborted, breach), true)
 		}
 	}
+	moved, kept := c.leftLocked()
 	c.mu.Unlock()
 	if lost != nil {
 		lost.Close()
 	}
+	if moved {
+		c.opts.Moved(kept)
+	}
 	return breach
+}
+
+// leftLocked reports, once, that nothing of the stream will travel on the control
+// socket any more, and how much is kept of what has.
+func (c *Stream) leftLocked() (now bool, kept int) {
+	e := c.e
+	if e.moved || c.s == nil || e.in == onControl || e.out == onControl {
+		return false, 0
+	}
+	e.moved = true
+	return true, max(e.window-e.credit, e.held.size)
 }
 
 // frameInLocked does what a frame says, if the rules let it (protocol §10.9).
@@ -332,12 +349,20 @@ func (c *Stream) controlEnded(err error) {
 	gone := e.in != onControl && e.out != onControl && (c.s != nil || e.in == ended && e.out == ended)
 	var lost *socket.Socket
 	if !gone && !c.over {
-		lost = c.failLocked(fmt.Errorf("%w: %w", ErrAborted, err), false)
+		lost = c.failLocked(c.lostLocked(err), false)
 	}
 	c.mu.Unlock()
 	if lost != nil {
 		lost.Close()
 	}
+}
+
+// lostLocked is what the stream fails with as the control socket did with err.
+func (c *Stream) lostLocked(err error) error {
+	if c.sent.Load() == 0 && !c.e.sending {
+		return fmt.Errorf("%w: %w: %w: %w", ErrAborted, ErrLost, ErrUnsent, err)
+	}
+	return fmt.Errorf("%w: %w: %w", ErrAborted, ErrLost, err)
 }
 
 // Attach gives the stream its transfer socket, which it owns from then on,
@@ -357,7 +382,6 @@ func (c *Stream) Attach(s *socket.Socket) error {
 		}
 		return err
 	}
-	defer c.mu.Unlock()
 	c.s = s
 	_, _ = s.SetReadDeadline(e.readBy.at), s.SetWriteDeadline(e.writeBy.at) // fails only on a closed socket
 	c.unwantedLocked()
@@ -371,6 +395,11 @@ func (c *Stream) Attach(s *socket.Socket) error {
 		_ = c.frameLocked(wire.FrameMove, nil) // a broken control socket ends, and the stream with it
 	}
 	c.movedLocked()
+	moved, kept := c.leftLocked()
+	c.mu.Unlock()
+	if moved {
+		c.opts.Moved(kept)
+	}
 	return nil
 }
 
@@ -517,13 +546,13 @@ func (c *Stream) wakeWriter() {
 
 // whyLocked is what a frame was not sent for.
 func (c *Stream) whyLocked(err error) error {
-	if !errors.Is(err, socket.ErrGaveUp) {
-		return err
-	}
-	if c.e.err != nil {
+	switch {
+	case c.e.err != nil:
 		return c.e.err
+	case errors.Is(err, socket.ErrGaveUp):
+		return os.ErrDeadlineExceeded
 	}
-	return os.ErrDeadlineExceeded
+	return c.lostLocked(err) // the reader of the control socket sees it, too
 }
 
 // endEarly ends our direction on the control socket, unless it has moved: then

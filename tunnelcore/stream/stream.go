@@ -21,6 +21,14 @@ import (
 // send.
 var ErrAborted = errors.New("stream aborted by the other end")
 
+// ErrLost is a read or write error of a stream whose control socket has ended, or
+// takes nothing more, before the stream had moved to a transfer socket. ErrUnsent
+// is besides it when nothing was sent that was written to the stream.
+var (
+	ErrLost   = errors.New("the control socket has ended under the stream")
+	ErrUnsent = errors.New("nothing was sent")
+)
+
 // Options of a Stream.
 type Options struct {
 	// MessageMax bounds the payload of the binary messages it sends, in bytes.
@@ -43,6 +51,10 @@ type Options struct {
 	// Wanted is called at most once, in a goroutine of its own, when the stream
 	// should get a transfer socket (protocol §10.4): see Attach and Unwanted.
 	Wanted func(*Stream)
+	// Moved is called at most once, when nothing of the stream will travel on the
+	// control socket any more, with the early bytes that somebody may hold still: as
+	// many as were sent, or are not read yet (protocol §10.1). nil: nobody counts.
+	Moved func(kept int)
 	// Parked takes a transfer socket on which both directions have ended, instead
 	// of closing it: it is between two messages, without deadlines, and may already
 	// have the next one (protocol §11.1). nil: without `reuse`.

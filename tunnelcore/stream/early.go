@@ -315,14 +315,10 @@ func (c *Stream) fail(err error, tell bool) {
 	}
 }
 
-// abortLocked tells the peer of an abort, where it does not see the transfer
-// socket's end for sure: it may not have that yet.
+// abortLocked tells the peer of an abort, unless both ends have the transfer
+// socket for sure: its end says so.
 func (c *Stream) abortLocked() {
-	if e := c.e; e.in == onTransfer {
-		c.failLocked(net.ErrClosed, false)
-	} else {
-		c.failLocked(net.ErrClosed, true)
-	}
+	c.failLocked(net.ErrClosed, c.s == nil || c.e.in != onTransfer)
 }
 
 // finishLocked lets go of the control socket, and reports whether the end is

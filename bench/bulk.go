@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/iottunnel/iottunnel/bench/load"
 	"github.com/iottunnel/iottunnel/bench/report"
@@ -29,6 +30,9 @@ func (b *bench) bulk(ctx context.Context, s *report.Section) error {
 		{"HTTP by Host, 1 down", byHost, 1, false},
 		{"HTTP by Host, 1 up", byHost, 1, true},
 	} {
+		if !b.wants(kind.name) {
+			continue
+		}
 		err := b.over(ctx, setup.Ways, kind.target, func(w *ways.Way, t load.Target) error {
 			stop := b.profiled(ctx, setup, s.Name, kind.name, w)
 			m, err := load.Bulk{Streams: kind.streams, Up: kind.up}.Run(t, b.windowOf(w))
@@ -37,9 +41,7 @@ func (b *bench) bulk(ctx context.Context, s *report.Section) error {
 				return err
 			}
 			s.Add(kind.name, w.Name, "rate", "MiB/s", m.PerSecond())
-			if len(w.Processes()) > 0 {
-				s.Add(kind.name, w.Name, "edge + device CPU", "s/GiB", m.Probed.Seconds()/(float64(m.Bytes)/(1<<30)))
-			}
+			addCPU(s, kind.name, w, "s/GiB", func(d time.Duration) float64 { return d.Seconds() / (float64(m.Bytes) / (1 << 30)) }, m.CPU)
 			return nil
 		})
 		if err != nil {

@@ -64,6 +64,7 @@ type config struct {
 	bin     string
 	only    []string // sections
 	ways    []string
+	loads   string        // part of the names of the loads to run
 	window  time.Duration // of one measurement
 	repeats int
 	json    string // file; empty: none
@@ -80,6 +81,7 @@ func parse(args []string) (c config, err error) {
 	flags.StringVar(&c.bin, "bin", bin, "`folder` of the built programs; IOTTUNNEL_BIN by default")
 	only := flags.String("only", "", "`sections` to run, separated by commas: "+strings.Join(sectionNames(), ", "))
 	chosen := flags.String("ways", "", "`ways` to measure, separated by semicolons: "+strings.Join(ways.All, "; "))
+	flags.StringVar(&c.loads, "loads", "", "`part` of the names of loads: others are left out")
 	flags.DurationVar(&c.window, "time", 2*time.Second, "length of a measurement")
 	flags.IntVar(&c.repeats, "repeats", 3, "measurements of each kind, of which the median counts")
 	flags.StringVar(&c.json, "json", "", "`file` for the figures of every repeat")

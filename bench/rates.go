@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/iottunnel/iottunnel/bench/load"
@@ -55,6 +56,9 @@ func (b *bench) fresh(ctx context.Context, s *report.Section) error {
 
 // requests measures one load over all ways.
 func (b *bench) requests(ctx context.Context, s *report.Section, setup *ways.Setup, name string, target func(*ways.Way) *load.Target, visit load.Requests) error {
+	if !b.wants(name) {
+		return nil
+	}
 	return b.over(ctx, setup.Ways, target, func(w *ways.Way, t load.Target) error {
 		stop := b.profiled(ctx, setup, s.Name, name, w)
 		a, err := visit.Run(t, b.windowOf(w))
@@ -65,11 +69,12 @@ func (b *bench) requests(ctx context.Context, s *report.Section, setup *ways.Set
 		s.Add(name, w.Name, "rate", "req/s", a.PerSecond())
 		s.Add(name, w.Name, "p50", "ms", milliseconds(a.Quantile(0.5)))
 		s.Add(name, w.Name, "p99", "ms", milliseconds(a.Quantile(0.99)))
-		if len(w.Processes()) > 0 {
-			s.Add(name, w.Name, "edge + device CPU", "µs/req", float64(a.Probed.Microseconds())/float64(a.Count))
-		}
+		addCPU(s, name, w, "µs/req", func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(a.Count) }, a.CPU)
 		return nil
 	})
 }
+
+// wants says whether a load is to be run.
+func (b *bench) wants(name string) bool { return strings.Contains(name, b.loads) }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

@@ -133,7 +133,7 @@ func (b *bench) loopback(ctx context.Context, s *report.Section) (_ *ways.Setup,
 func (b *bench) windowOf(w *ways.Way) load.Window {
 	return load.Window{
 		Warm: min(b.window/4, 500*time.Millisecond), Length: b.window,
-		Probe: func() time.Duration { return proc.CPU(w.Processes()) },
+		Probe: func() load.CPU { return load.CPU{Edge: proc.CPU(w.Edge), Device: proc.CPU(w.Device)} },
 	}
 }
 
@@ -155,6 +155,15 @@ func (b *bench) over(ctx context.Context, all []*ways.Way, target func(*ways.Way
 		}
 	}
 	return nil
+}
+
+// addCPU adds what one unit of a load cost.
+func addCPU(s *report.Section, name string, w *ways.Way, unit string, each func(time.Duration) float64, spent load.CPU) {
+	if len(w.Processes()) == 0 {
+		return
+	}
+	s.Add(name, w.Name, "CPU", unit, each(spent.Edge+spent.Device))
+	s.Add(name, w.Name, "of the edge", unit, each(spent.Edge))
 }
 
 func byHost(w *ways.Way) *load.Target { return w.HTTP }

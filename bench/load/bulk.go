@@ -20,9 +20,9 @@ type Bulk struct {
 
 // Moved is what came of Bulk.
 type Moved struct {
-	Bytes  int64 // in the window; on the way up: what the visitors' sockets took
-	Took   time.Duration
-	Probed time.Duration // what the window's probe counted
+	Bytes int64 // in the window; on the way up: what the visitors' sockets took
+	Took  time.Duration
+	CPU   CPU // spent in the window
 }
 
 // PerSecond is in MiB.
@@ -84,7 +84,7 @@ func (b Bulk) run(t Target, w Window) (m Moved, err error) {
 			}
 		}
 	}
-	m.Took, m.Probed = span.took(), span.spent
+	m.Took, m.CPU = span.took(), span.spent
 	return m, nil
 }
 

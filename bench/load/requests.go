@@ -23,9 +23,9 @@ type Requests struct {
 type Answers struct {
 	Count    int // in the window
 	Took     time.Duration
-	Probed   time.Duration   // what the window's probe counted
+	CPU      CPU             // spent in the window
 	Waits    []time.Duration // until the whole answer, sorted; from the connect on where it is fresh
-	Earliest []time.Duration // until the first byte, in the order of the requests; only with Each
+	Earliest []time.Duration // until the first byte, in the order in which they came; only with Each, and instead of the rest
 }
 
 // PerSecond is the rate of answers.
@@ -42,17 +42,14 @@ func (a Answers) Quantile(q float64) time.Duration {
 // stuck is how long nothing may happen before a load fails.
 const stuck = 20 * time.Second
 
-// Run visits for the length of the window; with Each it ends when all have their
-// answers, and the window is from the first request to the last answer.
+// Run visits for the length of the window; with Each there is no window, and it
+// ends when all have their answers.
 func (r Requests) Run(t Target, w Window) (a Answers, err error) {
 	failed := t.From.Do(func() { a, err = r.run(t, w) })
 	return a, errors.Join(failed, err)
 }
 
 func (r Requests) run(t Target, w Window) (a Answers, err error) {
-	if r.Each > 0 {
-		w = Window{Length: time.Hour, Probe: w.Probe}
-	}
 	c := crowd{Requests: r, target: t, request: request("GET", r.Path, t.Host, "")}
 	if c.poll, err = newPoll(); err != nil {
 		return Answers{}, err
@@ -63,8 +60,8 @@ func (r Requests) run(t Target, w Window) (a Answers, err error) {
 		return Answers{}, err
 	}
 	a = c.answers
-	a.Took, a.Probed = c.span.took(), c.span.spent
-	if a.Count == 0 {
+	a.Took, a.CPU = c.span.took(), c.span.spent
+	if a.Count == 0 && r.Each == 0 {
 		return a, fmt.Errorf("no answer within %v", w.Length)
 	}
 	slices.Sort(a.Waits)
@@ -115,10 +112,6 @@ func (c *crowd) visit() error {
 				return err
 			}
 		}
-	}
-	c.span.at(c.span.end) // with Each it ends early
-	if c.Each > 0 {
-		c.span.to = time.Now()
 	}
 	return nil
 }
@@ -193,7 +186,7 @@ func (c *crowd) ready(v *visitor, i int) error {
 
 func (c *crowd) answered(v *visitor, i int, now time.Time) error {
 	c.waiting--
-	if c.span.at(now) {
+	if c.Each == 0 && c.span.at(now) {
 		c.answers.Count++
 		c.answers.Waits = append(c.answers.Waits, now.Sub(v.begin))
 	}

@@ -79,43 +79,50 @@ func (t Target) Dial() (c net.Conn, err error) {
 }
 
 // Window is when a load is measured: Length, after Warm, in which caches fill and
-// TCP finds its window. Probe is called at both ends of it, for instance to read
-// CPU time; nil: it is not.
+// TCP finds its window. Probe is called at both ends of it; nil: it is not.
 type Window struct {
 	Warm, Length time.Duration
-	Probe        func() time.Duration
+	Probe        func() CPU
 }
+
+// CPU is the time that the two sides of a way have spent.
+type CPU struct{ Edge, Device time.Duration }
+
+// Sub is the time since other.
+func (c CPU) Sub(other CPU) CPU { return CPU{c.Edge - other.Edge, c.Device - other.Device} }
 
 // span follows a window through a load.
 type span struct {
-	w          Window
-	begin, end time.Time
-	from, to   time.Time // as measured; zero: not yet
-	first      time.Duration
-	spent      time.Duration
+	w        Window
+	begin    time.Time // not before
+	from, to time.Time // as measured; zero: not yet
+	first    CPU
+	spent    CPU
 }
 
-func (w Window) start() *span {
-	now := time.Now()
-	return &span{w: w, begin: now.Add(w.Warm), end: now.Add(w.Warm + w.Length)}
-}
+func (w Window) start() *span { return &span{w: w, begin: time.Now().Add(w.Warm)} }
 
-// at says whether the window is open at now, which never runs backwards.
+// at says whether the window is open at now, which never runs backwards. It is open
+// for Length from when it was found open: a load that was held up before that is
+// not shortened.
 func (s *span) at(now time.Time) (open bool) {
-	if s.from.IsZero() && !now.Before(s.begin) {
-		s.from, s.first = now, s.probe()
+	switch {
+	case s.from.IsZero():
+		if !now.Before(s.begin) {
+			s.from, s.first = now, s.probe()
+		}
+		return false
+	case s.to.IsZero() && now.Sub(s.from) >= s.w.Length:
+		s.to, s.spent = now, s.probe().Sub(s.first)
 	}
-	if s.to.IsZero() && !now.Before(s.end) {
-		s.to, s.spent = now, s.probe()-s.first
-	}
-	return !s.from.IsZero() && s.to.IsZero()
+	return s.to.IsZero()
 }
 
 func (s *span) over() bool { return !s.to.IsZero() }
 
-func (s *span) probe() time.Duration {
+func (s *span) probe() CPU {
 	if s.w.Probe == nil {
-		return 0
+		return CPU{}
 	}
 	return s.w.Probe()
 }

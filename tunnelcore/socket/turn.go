@@ -145,17 +145,13 @@ func (l *queue) remove(t *Turn) {
 	t.in, t.prev, t.next = nil, nil, nil
 }
 
-// spare turns are for writes that nobody gives up.
-var spare = sync.Pool{New: func() any { return new(Turn) }}
-
 // lock waits for the turn to write.
 func (s *Socket) lock(c class) {
 	if s.turns.tryTake() {
 		return
 	}
-	t := spare.Get().(*Turn)
-	_ = s.turns.take(c, t) // nobody gives it up
-	spare.Put(t)
+	var t Turn              // no pool: its channel belongs to the bubble of a test about time
+	_ = s.turns.take(c, &t) // nobody gives it up
 }
 
 // GiveUp makes writes that wait with t return ErrGaveUp, now and later, until t

@@ -43,6 +43,7 @@ type early struct {
 
 	open     []byte      // to be sent before everything else
 	sending  bool        // a frame is on its way: others wait
+	tried    bool        // some of what was written may have been sent
 	resetDue bool        // after that
 	turn     socket.Turn // of it
 	timer    *time.Timer // sends open, or wants a transfer socket
@@ -355,7 +356,7 @@ func (c *Stream) controlEnded(err error) {
 
 // lostLocked is what the stream fails with as the control socket did with err.
 func (c *Stream) lostLocked(err error) error {
-	if c.sent.Load() == 0 && !c.e.sending {
+	if !c.e.tried {
 		return fmt.Errorf("%w: %w: %w: %w", ErrAborted, ErrLost, ErrUnsent, err)
 	}
 	return fmt.Errorf("%w: %w: %w", ErrAborted, ErrLost, err)
@@ -387,7 +388,7 @@ func (c *Stream) Attach(s *socket.Socket) error {
 	}
 	if e.out == onControl && e.err == nil && !c.over {
 		// What follows on the transfer socket need not wait for `move` to be sent.
-		e.out = onTransfer
+		e.out, e.tried = onTransfer, true
 		_ = c.frameLocked(wire.FrameMove, nil) // a broken control socket ends, and the stream with it
 	}
 	c.movedLocked()
@@ -423,13 +424,14 @@ func (c *Stream) frameLocked(k wire.FrameKind, payload []byte) error {
 	if open != nil && e.timer != nil {
 		e.timer.Stop()
 	}
-	e.sending = true
+	tried := e.tried
+	e.sending, e.tried = true, tried || k == wire.FrameData
 	c.mu.Unlock()
 	err := e.mux.send(&e.turn, open, k, e.number, payload)
 	c.mu.Lock()
 	e.sending = false
 	if errors.Is(err, socket.ErrGaveUp) {
-		e.open = open
+		e.open, e.tried = open, tried
 	}
 	if e.resetDue && e.open == nil {
 		e.mux.later(due{reset: e.number})

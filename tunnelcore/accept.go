@@ -65,6 +65,7 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, er
 		return
 	}
 	answer := answers.From(err)
+	h.lastRefusals.note(r, from, answer)
 	if answer.Code == wire.UpgradeRequired {
 		if r.ProtoMajor == 1 { // HTTP/2 forbids it (RFC 9113 §8.2.2)
 			w.Header().Set("Upgrade", "websocket")
@@ -203,7 +204,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	if err != nil {
 		return nil, &answers.Error{Code: wire.BadRequest, Message: err.Error()}
 	}
-	c := Credential{Device: hello.Device, Token: bearer(r), Remote: from}
+	c := Credential{Device: hello.Device, Token: bearer(r), Remote: from, Ports: hello.Ports}
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		c.TLS = r.TLS // kept for as long as the tunnel lives, so only where it says something
 	}
@@ -211,10 +212,11 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	if !ok {
 		return nil, tooMany(retry)
 	}
+	notices := h.notices.Load()
 	err = authenticate(ctx, s.Authenticators, c)
-	done(err == nil)
+	done(err == nil || errors.Is(err, ErrUndecided))
 	if err != nil {
-		return nil, &answers.Error{Code: wire.Unauthorized, Message: "device or token is wrong", Cause: err}
+		return nil, authRefusal(err)
 	}
 	secret := wire.NewID()
 	t := &tunnel{
@@ -225,7 +227,9 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		secret:     secret,
 		hash:       hashed(secret),
 		credential: c,
+		agent:      cut(r.UserAgent()),
 		settings:   s,
+		notices:    notices,
 		since:      time.Now(),
 		greeted:    make(chan struct{}),
 		ended:      make(chan struct{}),
@@ -279,6 +283,9 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 		if now.renames(t.settings) {
 			t.closeSoon(wire.CloseRestart, "hostnames have changed")
 		}
+	}
+	if h.notices.Load() != t.notices { // and so may have a notice about its device
+		h.recheck(t)
 	}
 	go t.run() // register counted it; Shutdown waits for it
 	return nil

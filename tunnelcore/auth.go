@@ -5,14 +5,17 @@ import (
 	"crypto/tls"
 	"errors"
 	"net/netip"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // Credential is what an agent shows to prove that it is a device.
 type Credential struct {
 	Device string               // the id it claims
 	Token  string               // of `Authorization: Bearer`; empty when there was none
-	TLS    *tls.ConnectionState // nil on plain connections
+	TLS    *tls.ConnectionState // nil unless a certificate was shown
 	Remote netip.Addr
+	Ports  []wire.Port // that it forwards; not to be changed
 }
 
 // Authenticator decides whether an agent is the device it says it is.
@@ -24,9 +27,16 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, c Credential) error
 }
 
-// ErrNotMine is an authenticator's answer about a device or a kind of
-// credential that it does not know.
-var ErrNotMine = errors.New("not known to this authenticator")
+var (
+	// ErrNotMine is an authenticator's answer about a device or a kind of
+	// credential that it does not know.
+	ErrNotMine = errors.New("not known to this authenticator")
+	// ErrUndecided: what it has to ask does not answer. The agent is to come again,
+	// and a tunnel that is there stays, and is authorised once it does answer.
+	ErrUndecided = errors.New("cannot be decided now")
+	// ErrNotEntitled: the device is proved, but may not do what it wants to.
+	ErrNotEntitled = errors.New("not entitled to this")
+)
 
 // AuthenticatorFunc makes an Authenticator of a function.
 type AuthenticatorFunc func(ctx context.Context, c Credential) error

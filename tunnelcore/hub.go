@@ -57,11 +57,18 @@ type Hub struct {
 	arrivals   bucket
 	refusals   bucket // of log lines
 
+	lastRefusals refusalLog
+
 	ports    *ports
 	visitors visitors
 
 	// joined: the registry knows this node, so that claims count.
 	joined atomic.Bool
+	// notices counts those about devices; a handshake that was under way meanwhile
+	// looks again whether its device may be connected.
+	notices atomic.Int64
+	// undecided: of some tunnel it could not be told whether it may be connected.
+	undecided atomic.Bool
 
 	// labels holds the live tunnel of each label: the visitors' way past mu.
 	labels sync.Map // string → *tunnel
@@ -121,6 +128,7 @@ func New(c Config) (*Hub, error) {
 	h.wg.Go(h.housekeeping)
 	h.wg.Go(h.beating)
 	h.wg.Go(h.refreshing)
+	h.wg.Go(h.watching)
 	if r, ok := h.reg.(registry.Restorer); ok {
 		h.wg.Go(func() { h.restoring(r) })
 	}
@@ -145,7 +153,9 @@ func (h *Hub) Update(s Settings) {
 		defer h.wg.Done()
 		all := h.live()
 		for _, t := range all {
-			h.reauthorise(t)
+			if errors.Is(h.reauthorise(t), ErrUndecided) {
+				break // all are looked at when it can be told
+			}
 		}
 		if h.settings.Load().renames(old) {
 			h.closeAll(h.ctx, "hostnames have changed", renameTime)
@@ -220,15 +230,22 @@ func (h *Hub) begin() bool {
 }
 
 // reauthorise closes a tunnel, and its streams, that today's authenticators do
-// not let in.
-func (h *Hub) reauthorise(t *tunnel) {
+// not let in, and returns why. ErrUndecided: they could not tell, and are asked
+// again when they can.
+func (h *Hub) reauthorise(t *tunnel) error {
 	err := authenticate(h.ctx, h.settings.Load().Authenticators, t.credential)
 	if err == nil || h.ctx.Err() != nil {
-		return
+		return nil
+	}
+	if errors.Is(err, ErrUndecided) {
+		h.undecided.Store(true)
+		return err
 	}
 	t.log().Warn("authorisation withdrawn", "reason", err)
+	t.oust()
 	t.device.dropStreams()
 	t.closeSoon(wire.CloseRevoked, "authorisation withdrawn")
+	return err
 }
 
 // rebound brings a tunnel to today's settings, and tells its agent.

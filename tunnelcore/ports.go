@@ -1,6 +1,7 @@
 package tunnelcore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,11 +105,7 @@ func (p *ports) assign(device string, leased map[uint16]uint16, tcp *TCPPorts) m
 			}
 			keep = append(keep, pp)
 		}
-		host := tcp.Host
-		if host == "" {
-			host = p.hub.settings.Load().Domain
-		}
-		addresses[port] = net.JoinHostPort(host, strconv.Itoa(int(number)))
+		addresses[port] = tcp.address(p.hub.settings.Load(), number)
 	}
 	if len(keep) > 0 {
 		p.by[device] = keep
@@ -116,6 +113,11 @@ func (p *ports) assign(device string, leased map[uint16]uint16, tcp *TCPPorts) m
 		delete(p.by, device)
 	}
 	return addresses
+}
+
+// address is where visitors reach a public port.
+func (tcp *TCPPorts) address(s *Settings, public uint16) string {
+	return net.JoinHostPort(cmp.Or(tcp.Host, s.Domain), strconv.Itoa(int(public)))
 }
 
 // listenLocked opens one port. Without SO_REUSEPORT, so that a stranger's use of

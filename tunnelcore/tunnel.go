@@ -36,7 +36,9 @@ type tunnel struct {
 	secret     string // of transfer sockets
 	hash       [32]byte
 	credential Credential
+	agent      string    // how it names itself
 	settings   *Settings // under which it was authorised
+	notices    int64     // that there were before
 	since      time.Time
 	sock       *socket.Socket
 	greeted    chan struct{} // closed when the agent was told what is in force
@@ -52,6 +54,7 @@ type tunnel struct {
 	why     string // it was closed for, on this side; empty while it was not
 	clean   bool   // the end is a goodbye: the device is not expected back at once
 	told    bool   // a close frame says so to the agent
+	ousted  bool   // it is closed though no other tunnel has its device
 }
 
 // bounds are what settings decide about a tunnel, and its agent is told.
@@ -186,7 +189,7 @@ func (t *tunnel) closeSoon(code int, why string) {
 // end takes the tunnel out of the hub and releases its lease.
 func (t *tunnel) end(err error) {
 	t.mu.Lock()
-	why, clean := t.why, t.clean
+	why, clean, ousted := t.why, t.clean, t.ousted
 	t.mu.Unlock()
 	var closed *socket.CloseError
 	if errors.As(err, &closed) && why == "" {
@@ -209,8 +212,9 @@ func (t *tunnel) end(err error) {
 		f(t.holder.Tunnel)
 	}
 	relErr := t.hub.reg.Release(ctx, t.holder, t.hub.settings.Load().Lease, why)
-	replaced := errors.Is(relErr, registry.ErrLost)
-	if relErr != nil && !replaced {
+	lost := errors.Is(relErr, registry.ErrLost)
+	replaced := lost && !ousted
+	if relErr != nil && !lost {
 		t.log().Error("lease not released; it ends by itself", "error", relErr)
 	}
 	t.log().Info("tunnel down", "why", why, "after", time.Since(t.since).Round(time.Second), "replaced", replaced)

@@ -129,8 +129,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.running = true
 	a.streams = newStreams(a)
 	a.mu.Unlock()
-	err := a.keep(ctx)
-	a.streams.shutdown(a.cfg.Grace)
+	until, err := a.keep(ctx)
+	a.streams.shutdown(until)
 	a.set(Stopped, nil)
 	a.mu.Lock()
 	a.running = false
@@ -142,14 +142,21 @@ func (a *Agent) Run(ctx context.Context) error {
 }
 
 // keep holds one tunnel after the other until ctx ends, or with Once until one
-// fails. It owns their goroutines.
-func (a *Agent) keep(ctx context.Context) error {
+// fails. It owns their goroutines. until is how long streams may go on.
+func (a *Agent) keep(ctx context.Context) (until time.Time, err error) {
 	var wg sync.WaitGroup
 	var current *tunnel
+	// Of old tunnels, which streams still need, when it is the time of all.
+	settling, hurry := context.WithCancel(context.Background())
+	defer hurry()
 	defer func() {
+		until = time.Now().Add(max(a.cfg.Grace, 0))
+		a.streams.leave()
 		if current != nil {
+			a.streams.settle(settling, current, until)
 			current.close(wire.CloseNormal, "the agent stops")
 		}
+		hurry()
 		wg.Wait()
 	}()
 	for {
@@ -162,12 +169,15 @@ func (a *Agent) keep(ctx context.Context) error {
 				close(next.ended)
 			})
 			if old != nil {
-				wg.Go(func() { old.close(wire.CloseNormal, "moved to another tunnel") })
+				wg.Go(func() {
+					a.streams.settle(settling, old, time.Now().Add(settleTime))
+					old.close(wire.CloseNormal, "moved to another tunnel")
+				})
 			}
 			err = a.hold(ctx, current)
 		}
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return until, ctx.Err()
 		}
 		if errors.Is(err, errMove) {
 			continue
@@ -176,10 +186,10 @@ func (a *Agent) keep(ctx context.Context) error {
 			current = nil
 		}
 		if a.cfg.Once {
-			return err
+			return until, err
 		}
 		if err := a.pause(ctx, err, current != nil); err != nil {
-			return err
+			return until, err
 		}
 	}
 }
@@ -302,8 +312,9 @@ func (a *Agent) attempt(ctx context.Context, s *server) (*tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := a.controlURL(s.url, wire.Redirect)
-	t, err := a.openTunnel(ctx, u, token)
+	caps := offered(a.cfg.Profile)
+	u := a.controlURL(s.url, caps)
+	t, err := a.openTunnel(ctx, u, caps, token)
 	var refused *RefusedError
 	if !errors.As(err, &refused) || !refused.redirect() {
 		return t, err
@@ -311,7 +322,7 @@ func (a *Agent) attempt(ctx context.Context, s *server) (*tunnel, error) {
 	target, err := a.redirects.target(u, refused.location)
 	if err == nil {
 		a.log.Debug("redirected", "from", u.Host, "to", target.Host)
-		if t, err = a.openTunnel(ctx, target, token); err == nil {
+		if t, err = a.openTunnel(ctx, target, caps, token); err == nil {
 			return t, nil
 		}
 		err = fmt.Errorf("redirected to %s: %w", target.Host, err)
@@ -320,7 +331,8 @@ func (a *Agent) attempt(ctx context.Context, s *server) (*tunnel, error) {
 		return nil, ctx.Err()
 	}
 	a.log.Info("redirect failed; asking for a tunnel without one", "error", err)
-	return a.openTunnel(ctx, a.controlURL(s.url, 0), token)
+	caps &^= wire.Redirect
+	return a.openTunnel(ctx, a.controlURL(s.url, caps), caps, token)
 }
 
 func (a *Agent) token(ctx context.Context) (string, error) {
@@ -346,6 +358,9 @@ func (a *Agent) controlURL(server *url.URL, caps wire.Caps) *url.URL {
 		Streams:    a.cfg.Streams,
 		MessageMax: wire.DefaultMessage,
 		Heartbeat:  int(a.cfg.Heartbeat / time.Second),
+	}
+	if caps.Has(wire.Early) {
+		h.Early, h.EarlyTotal = wire.DefaultEarly, wire.DefaultEarlyTotal
 	}
 	for _, f := range a.cfg.Forwards {
 		h.Ports = append(h.Ports, wire.Port{Number: f.Port, Kind: wire.Kind(f.Kind)})

@@ -37,7 +37,8 @@ func TestUp(t *testing.T) {
 	tunnel := receive(t, e.tunnels)
 	h := tunnel.hello
 	want := []wire.Port{{Number: 80, Kind: wire.HTTP}, {Number: 2222, Kind: wire.TCP}}
-	if h.Device != "cam-17" || !slices.Equal(h.Ports, want) || !wire.ValidID(h.Instance) || h.Caps != wire.Redirect ||
+	if h.Device != "cam-17" || !slices.Equal(h.Ports, want) || !wire.ValidID(h.Instance) || h.Caps != wire.Redirect|wire.Early|wire.Reuse ||
+		h.Early != 65536 || h.EarlyTotal != 1048576 ||
 		h.Streams != 256 || h.MessageMax != 65536 || h.Heartbeat != 0 {
 		t.Errorf("hello: %+v", h)
 	}

@@ -223,9 +223,7 @@ func (c Config) check() error {
 		return &ConfigError{"Token", err}
 	}
 	switch c.Profile {
-	case ProfileFull, ProfileBasic:
-	case ProfileInline:
-		return wrong("Profile", "%s is %w; full or basic", c.Profile, ErrNotBuilt)
+	case ProfileFull, ProfileBasic, ProfileInline:
 	default:
 		return wrong("Profile", "%q is not one: full, basic or inline", c.Profile)
 	}

@@ -43,7 +43,6 @@ func TestNewRefuses(t *testing.T) {
 		{func(c *Config) { c.Token = "a b" }, "Token: character 2 is a space"},
 		{func(c *Config) { c.Token = "a\n" }, "Token: character 2 is a space"},
 		{func(c *Config) { c.Profile = "fast" }, `Profile: "fast" is not one`},
-		{func(c *Config) { c.Profile = ProfileInline }, "Profile: inline is not in this build yet"},
 		{func(c *Config) { c.Heartbeat = time.Second }, "Heartbeat: 1s is not from 10s to 15m0s"},
 		{func(c *Config) { c.Heartbeat = time.Hour }, "Heartbeat: 1h0m0s is not from"},
 		{func(c *Config) { c.MaxBackoff = time.Millisecond }, "MaxBackoff: 1ms is not from 1s to 1h"},
@@ -75,9 +74,6 @@ func TestNewRefuses(t *testing.T) {
 		if _, ok := reflect.TypeFor[Config]().FieldByName(wrong.Field); !ok {
 			t.Errorf("New: %v: Config has no field %s", err, wrong.Field)
 		}
-	}
-	if _, err := New(Config{Device: "a", Profile: ProfileInline}); !errors.Is(err, ErrNotBuilt) {
-		t.Errorf("New: %v", err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -22,7 +23,7 @@ import (
 func TestMain(m *testing.M) { leak.Main(m) }
 
 // patience bounds what ought to come at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // edge speaks the edge's side of the protocol, as each test tells it to.
 type edge struct {
@@ -45,16 +46,24 @@ type edge struct {
 
 type edgeTunnel struct {
 	*socket.Socket
-	tb    testing.TB
-	hello wire.Hello
-	heard chan string // messages of the agent
-	bye   chan int    // its close code; 0 for an end without one
+	tb     testing.TB
+	hello  wire.Hello
+	heard  chan string // texts of the agent
+	frames chan edgeFrame
+	bye    chan int // its close code; 0 for an end without one
+}
+
+// edgeFrame is a frame on a control socket.
+type edgeFrame struct {
+	kind    wire.FrameKind
+	stream  uint32
+	payload string
 }
 
 // read answers closes and pings, and passes on what it hears.
 func (t *edgeTunnel) read() {
 	for {
-		_, text, err := t.ReadMessage(wire.MaxText)
+		op, b, err := t.ReadMessage(wire.FrameHeader + wire.MaxFrame)
 		if err != nil {
 			var closed *socket.CloseError
 			errors.As(err, &closed)
@@ -66,7 +75,15 @@ func (t *edgeTunnel) read() {
 			t.Close()
 			return
 		}
-		t.heard <- string(text)
+		if op == socket.Text {
+			t.heard <- string(b)
+			continue
+		}
+		kind, stream, payload, err := wire.ParseFrame(b)
+		if err != nil {
+			t.tb.Errorf("edge: %v", err)
+		}
+		t.frames <- edgeFrame{kind, stream, string(payload)}
 	}
 }
 
@@ -145,7 +162,9 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s, err := socket.Accept(w, r, wire.Subprotocol, socket.LargeBuffer)
 	if err != nil {
-		e.tb.Errorf("edge: %v", err)
+		if control { // an agent may leave while it dials a transfer socket
+			e.tb.Errorf("edge: %v", err)
+		}
 		return
 	}
 	e.mu.Lock()
@@ -159,7 +178,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		e.tb.Errorf("edge: %v", err)
 	}
-	t := &edgeTunnel{s, e.tb, hello, make(chan string, 100), make(chan int, 1)}
+	t := &edgeTunnel{s, e.tb, hello, make(chan string, 100), make(chan edgeFrame, 10000), make(chan int, 1)}
 	go t.read() // ends with the socket
 	e.tunnels <- t
 }
@@ -181,12 +200,27 @@ const (
 	testID     = "aaaabbbbccccddddaaaabbbbccccdddd"
 )
 
-// greet tells the agent that the tunnel is up, with a URL for each port.
+// greet tells the agent that the tunnel is up, in the basic profile, with a URL
+// for each port.
 func (t *edgeTunnel) greet(heartbeat string) {
 	t.tb.Helper()
-	t.say(`{"type":"ready","tunnel":"` + testTunnel + `","caps":"","heartbeat_s":` + heartbeat +
-		`,"label":"l4bel","hostname":"l4bel.devices.example.net","lease_s":3600,"streams":256,"message_max":65536,` +
-		`"transfer":"/.iottunnel/v1/transfer?node=n1&tunnel=` + testTunnel + `","secret":"s3cret"}`)
+	t.greetWith("", heartbeat)
+}
+
+func readyText(caps, heartbeat string) string {
+	early := ""
+	if strings.Contains(caps, "early") {
+		early = `"early":65536,"early_total":1048576,`
+	}
+	return `{"type":"ready","tunnel":"` + testTunnel + `","caps":"` + caps + `","heartbeat_s":` + heartbeat +
+		`,"label":"l4bel","hostname":"l4bel.devices.example.net","lease_s":3600,"streams":256,"message_max":65536,` + early +
+		`"transfer":"/.iottunnel/v1/transfer?node=n1&tunnel=` + testTunnel + `","secret":"s3cret"}`
+}
+
+// greetWith is greet with capabilities.
+func (t *edgeTunnel) greetWith(caps, heartbeat string) {
+	t.tb.Helper()
+	t.say(readyText(caps, heartbeat))
 	for _, p := range t.hello.Ports {
 		where := `"url":"https://l4bel.devices.example.net/"`
 		if p.Kind == wire.TCP {
@@ -280,4 +314,68 @@ func echo(tb testing.TB) Forward {
 	tb.Cleanup(wg.Wait)
 	tb.Cleanup(func() { l.Close() })
 	return f
+}
+
+// idOf is the id that openEarly gives a stream.
+func idOf(number uint32) string { return fmt.Sprintf("%032x", number) }
+
+// openEarly tells of a visitor, with credit.
+func (t *edgeTunnel) openEarly(number uint32, port, credit int) {
+	t.tb.Helper()
+	t.say(fmt.Sprintf(`{"type":"open","stream":%d,"id":"%s","port":%d,"from":"203.0.113.9:51234","early":%d}`, number, idOf(number), port, credit))
+}
+
+// send sends frames: a data frame for each payload.
+func (t *edgeTunnel) send(number uint32, payloads ...string) {
+	t.tb.Helper()
+	for _, p := range payloads {
+		t.frame(wire.FrameData, number, p)
+	}
+}
+
+func (t *edgeTunnel) frame(kind wire.FrameKind, number uint32, payload string) {
+	t.tb.Helper()
+	if err := t.WriteMessage(socket.Binary, append(wire.AppendFrameHeader(nil, kind, number), payload...)); err != nil {
+		t.tb.Errorf("edge: %v", err)
+	}
+}
+
+// expect reads frames of one stream until its data is what is wanted.
+func (t *edgeTunnel) expect(number uint32, data string) {
+	t.tb.Helper()
+	var got string
+	for len(got) < len(data) {
+		f := receive(t.tb, t.frames)
+		if f.stream != number || f.kind != wire.FrameData {
+			t.tb.Fatalf("after %q: frame of kind %d of stream %d, %q; want %q of %d", got, f.kind, f.stream, f.payload, data, number)
+		}
+		got += f.payload
+	}
+	if got != data {
+		t.tb.Fatalf("stream %d: got %q, want %q", number, got, data)
+	}
+}
+
+// expectFrame reads a frame without payload.
+func (t *edgeTunnel) expectFrame(kind wire.FrameKind, number uint32) {
+	t.tb.Helper()
+	if f := receive(t.tb, t.frames); f != (edgeFrame{kind, number, ""}) {
+		t.tb.Fatalf("got %+v, want kind %d of stream %d", f, kind, number)
+	}
+}
+
+// expect reads a binary message.
+func (t *edgeTransfer) expect(tb testing.TB, want string) {
+	tb.Helper()
+	op, b, err := t.ReadMessage(1 << 20)
+	if err != nil || op != socket.Binary || string(b) != want {
+		tb.Fatalf("on the transfer socket: %d %q, %v; want %q", op, b, err, want)
+	}
+}
+
+func (t *edgeTransfer) send(tb testing.TB, payload string) {
+	tb.Helper()
+	if err := t.WriteMessage(socket.Binary, []byte(payload)); err != nil {
+		tb.Errorf("edge: %v", err)
+	}
 }

@@ -166,7 +166,7 @@ func TestRedirectThatFails(t *testing.T) {
 			a := mustNew(t, config(e, echo(t)))
 			start(t, a)
 			tunnel := receive(t, e.tunnels)
-			if tunnel.hello.Caps != 0 {
+			if tunnel.hello.Caps != wire.Early|wire.Reuse {
 				t.Errorf("caps %q", tunnel.hello.Caps)
 			}
 		})

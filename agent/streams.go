@@ -28,13 +28,14 @@ type streams struct {
 
 	mu      sync.Mutex // guards what follows
 	count   int
-	sockets map[*stream.Stream]struct{}
-	over    bool // the grace
+	sockets map[*stream.Stream]*visit // nil of those that began on a transfer socket
+	leaving bool                      // Run's context has ended
+	over    bool                      // the grace
 	refused map[uint16]*complaint
 }
 
 func newStreams(a *Agent) *streams {
-	s := &streams{agent: a, sockets: make(map[*stream.Stream]struct{}), refused: make(map[uint16]*complaint)}
+	s := &streams{agent: a, sockets: make(map[*stream.Stream]*visit), refused: make(map[uint16]*complaint)}
 	s.ctx, s.abort = context.WithCancel(context.Background())
 	return s
 }
@@ -43,37 +44,54 @@ func newStreams(a *Agent) *streams {
 // it is here.
 func slack(limit int) int { return 8 + limit/8 }
 
-// open serves an `open` of t in a goroutine, or refuses it.
-func (s *streams) open(t *tunnel, o *wire.Open) {
+// open serves an `open` of t in a goroutine, or refuses it. The error says how the
+// edge broke the protocol.
+func (s *streams) open(t *tunnel, o *wire.Open) error {
 	f, ok := s.agent.forward(o.Port)
 	if !ok {
 		t.refuse(o, fmt.Sprintf("port %d is not forwarded", o.Port))
-		return
+		return nil
 	}
 	limit := s.agent.cfg.Streams
 	s.mu.Lock()
-	room := s.count < limit+slack(limit)
+	leaving, room := s.leaving, s.count < limit+slack(limit)
+	room = room && !leaving
 	if room {
 		s.count++
 	}
 	s.mu.Unlock()
-	if !room {
+	switch {
+	case leaving:
+		t.refuse(o, "the agent stops")
+		return nil
+	case !room:
 		t.refuse(o, "busy: "+strconv.Itoa(limit)+" streams are open")
-		return
+		return nil
+	}
+	done := func() {
+		s.mu.Lock()
+		s.count--
+		s.mu.Unlock()
+	}
+	if t.mux != nil {
+		return s.begin(t, o, f, done)
 	}
 	s.wg.Go(func() {
-		defer func() {
-			s.mu.Lock()
-			s.count--
-			s.mu.Unlock()
-		}()
+		defer done()
 		s.serve(t, o, f)
 	})
+	return nil
+}
+
+// debug logs what happens to the stream of o.
+func (s *streams) debug(o *wire.Open, message string, args ...any) {
+	if log := s.agent.log; log.Enabled(s.ctx, slog.LevelDebug) {
+		log.Debug(message, append([]any{"port", o.Port, "stream", o.Stream, "visitor", o.From}, args...)...)
+	}
 }
 
 // serve joins a visitor and the target of f, and returns when that is over.
 func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
-	log := s.agent.log.With("port", o.Port, "stream", o.Stream, "visitor", o.From)
 	from := visitor(o.From)
 	local, remote, err := s.dial(t, o, f, from)
 	var refused *RefusedError
@@ -81,7 +99,7 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
 	case err == nil:
 	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
 		// The visitor has left, or has waited too long.
-		log.Debug("no transfer socket", "error", err)
+		s.debug(o, "no transfer socket", "error", err)
 		return
 	default:
 		t.refuse(o, reason(err))
@@ -94,9 +112,9 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
 		Owner:      &s.wg,
 		Closed:     s.forget,
 	})
-	s.remember(a)
+	s.remember(a, nil)
 	up, down, err := stream.Relay(s.ctx, a, local)
-	log.Debug("stream over", "from_visitor", up, "to_visitor", down, "error", err)
+	s.debug(o, "stream over", "from_visitor", up, "to_visitor", down, "error", err)
 }
 
 // dial connects to the target and, at the same time, to the edge. The request for
@@ -205,9 +223,9 @@ func (s *streams) complain(port uint16, err error) {
 		slog.Int("port", int(port)), slog.Any("error", err), slog.Int("more_before", silent))
 }
 
-func (s *streams) remember(a *stream.Stream) {
+func (s *streams) remember(a *stream.Stream, v *visit) {
 	s.mu.Lock()
-	s.sockets[a] = struct{}{}
+	s.sockets[a] = v
 	over := s.over
 	s.mu.Unlock()
 	if over {
@@ -221,10 +239,17 @@ func (s *streams) forget(a *stream.Stream) {
 	delete(s.sockets, a)
 }
 
-// shutdown lets streams go on for grace, aborts what is left and waits for it. No
-// open may come any more.
-func (s *streams) shutdown(grace time.Duration) {
-	limit := time.AfterFunc(max(grace, 0), s.cut)
+// leave refuses new streams from now on.
+func (s *streams) leave() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leaving = true
+}
+
+// shutdown lets streams go on until a time, aborts what is left and waits for it.
+// No open may come any more.
+func (s *streams) shutdown(until time.Time) {
+	limit := time.AfterFunc(time.Until(until), s.cut)
 	defer limit.Stop()
 	s.wg.Wait()
 	s.abort()

@@ -4,18 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -39,9 +38,19 @@ type tunnel struct {
 	conn  *hearing // below sock
 	since time.Time
 	// open is called by run for each visitor.
-	open func(*tunnel, *wire.Open)
+	open func(*tunnel, *wire.Open) error
 
-	buf []byte // of text; most messages are short
+	offered wire.Caps
+	// What is in force for as long as the tunnel lives, set by the first `ready`.
+	caps    wire.Caps
+	early   int         // most credit of a stream
+	mux     *stream.Mux // nil in the basic profile
+	parking parking
+
+	measured atomic.Int64 // when the round trip was last asked for, in ns after since
+
+	buf   []byte    // of text; most messages are short
+	armed time.Time // the socket's read deadline
 
 	changed chan struct{}      // buffered; ports are told, or others
 	drained chan time.Duration // buffered; the edge wants to be left within
@@ -67,6 +76,9 @@ func (h *hearing) on(c net.Conn) net.Conn {
 	return h
 }
 
+// NetConn is what lies below.
+func (h *hearing) NetConn() net.Conn { return h.Conn }
+
 func (h *hearing) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	if n > 0 {
@@ -77,8 +89,9 @@ func (h *hearing) Read(p []byte) (int, error) {
 
 func (h *hearing) heard() time.Time { return h.began.Add(time.Duration(h.at.Load())) }
 
-// openTunnel makes a control socket for u and waits for `ready` on it.
-func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunnel, error) {
+// openTunnel makes a control socket for u, which offers those capabilities, and
+// waits for `ready` on it.
+func (a *Agent) openTunnel(ctx context.Context, u *url.URL, offered wire.Caps, token string) (*tunnel, error) {
 	r, err := a.dialer.route(u)
 	if err != nil {
 		return nil, err
@@ -90,7 +103,12 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunn
 	if err != nil {
 		return nil, err
 	}
-	s, err := upgrade(ctx, conn, u, token, socket.SmallBuffer)
+	socket.TuneControl(conn, controlWrite)
+	buffer := socket.SmallBuffer
+	if offered.Has(wire.Early) {
+		buffer = socket.LargeBuffer // frames come in swarms
+	}
+	s, err := upgrade(ctx, conn, u, token, buffer)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +116,7 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, token string) (*tunn
 	r.addr = directAddr(s, r)
 	t := &tunnel{
 		agent: a, route: r, sock: s, conn: h, since: time.Now(), open: a.streams.open,
+		offered: offered, parking: parking{wg: &a.streams.wg},
 		changed: make(chan struct{}, 1), drained: make(chan time.Duration, 1), ended: make(chan struct{}),
 	}
 	if err := t.greet(ctx); err != nil {
@@ -128,9 +147,21 @@ func (t *tunnel) greet(ctx context.Context) error {
 }
 
 // run serves the tunnel until it ends, and returns why. The socket is closed
-// then.
+// then, and streams that need it are aborted.
 func (t *tunnel) run() error {
-	defer t.sock.Close()
+	err := t.serve()
+	t.sock.Close()
+	t.parking.close()
+	if t.mux != nil {
+		t.mux.End(err)
+	}
+	return err
+}
+
+func (t *tunnel) serve() error {
+	if t.mux != nil {
+		t.measure()
+	}
 	for {
 		m, err := t.receive(t.deadline)
 		if err != nil {
@@ -168,15 +199,18 @@ func (t *tunnel) close(code int, reason string) {
 	}
 }
 
-// receive returns the next message that this version knows. It waits until
-// deadline, which may move.
+// receive returns the next text message that this version knows; frames go to
+// their streams. It waits until deadline, which may move.
 func (t *tunnel) receive(deadline func() time.Time) (wire.Message, error) {
 	for {
-		text, err := t.text(deadline)
+		op, b, err := t.message(deadline)
 		if err != nil {
 			return nil, err
 		}
-		m, err := wire.Decode(text)
+		if op == socket.Binary {
+			continue
+		}
+		m, err := wire.Decode(b)
 		switch {
 		case err == nil:
 			return m, nil
@@ -186,46 +220,49 @@ func (t *tunnel) receive(deadline func() time.Time) (wire.Message, error) {
 	}
 }
 
-// text reads a text message. It aliases buf: it is valid until the next call.
-func (t *tunnel) text(deadline func() time.Time) ([]byte, error) {
-	var op socket.Opcode
-	err := t.patiently(deadline, func() (err error) { op, err = t.sock.Next(); return err })
+// message reads a text, which aliases buf and is valid until the next call, or a
+// frame, of which nothing is left to do.
+func (t *tunnel) message(deadline func() time.Time) (op socket.Opcode, text []byte, err error) {
+	if err = t.patiently(deadline, func() (err error) { op, err = t.sock.Next(); return err }); err != nil {
+		return 0, nil, err
+	}
+	if op == socket.Binary {
+		if t.mux == nil {
+			return 0, nil, t.malformed(errors.New("binary message without a capability for it"))
+		}
+		err = t.patiently(deadline, t.mux.ReadFrame)
+		if errors.Is(err, stream.ErrProtocol) {
+			err = t.malformed(err)
+		}
+		return op, nil, err
+	}
+	text = t.buf[:0]
+	err = t.patiently(deadline, func() (err error) { text, err = t.sock.Append(text, wire.MaxText); return err })
+	if errors.Is(err, socket.ErrTooBig) {
+		err = t.malformed(fmt.Errorf("text message longer than %d bytes", wire.MaxText))
+	}
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
-	if op != socket.Text {
-		return nil, t.malformed(errors.New("binary message without a capability for it"))
-	}
-	if t.buf == nil {
-		t.buf = make([]byte, 0, wire.MaxFlat)
-	}
-	b := t.buf[:0]
-	for {
-		if len(b) > wire.MaxText {
-			return nil, t.malformed(fmt.Errorf("text message longer than %d bytes", wire.MaxText))
-		}
-		b = slices.Grow(b, 1)
-		var n int
-		err := t.patiently(deadline, func() (err error) { n, err = t.sock.Read(b[len(b):cap(b)]); return err })
-		b = b[:len(b)+n]
-		if err == io.EOF {
-			t.buf = b
-			return b, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-	}
+	t.buf = text
+	return op, text, nil
 }
 
 // patiently reads until deadline, which may have moved when it is reached.
 func (t *tunnel) patiently(deadline func() time.Time, read func() error) error {
 	for {
-		limit := deadline()
-		if err := t.sock.SetReadDeadline(limit); err != nil {
-			return err
+		// Left alone when it is too early: it then fires for nothing, once, instead
+		// of being set for each message.
+		if limit := deadline(); t.armed.IsZero() || limit.Before(t.armed) {
+			if err := t.sock.SetReadDeadline(limit); err != nil {
+				return err
+			}
+			t.armed = limit
 		}
 		err := read()
+		if err == nil {
+			return nil
+		}
 		var closed *socket.CloseError
 		switch {
 		case errors.As(err, &closed) && closed.Code != socket.CloseAbnormal && closed.Code != socket.CloseNoStatus:
@@ -235,6 +272,7 @@ func (t *tunnel) patiently(deadline func() time.Time, read func() error) error {
 		case !deadline().After(time.Now()):
 			return errSilent
 		}
+		t.armed = time.Time{}
 	}
 }
 
@@ -251,9 +289,9 @@ func (t *tunnel) handle(m wire.Message) error {
 		if _, err := t.transferURL(m, ""); err != nil {
 			return t.malformed(err)
 		}
-		t.mu.Lock()
-		t.ready, t.ports = m, make(map[uint16]wire.PortInfo)
-		t.mu.Unlock()
+		if err := t.agree(m); err != nil {
+			return t.malformed(err)
+		}
 	case *wire.PortInfo:
 		if !t.agent.forwards(m.Port) {
 			return nil
@@ -266,11 +304,58 @@ func (t *tunnel) handle(m wire.Message) error {
 			poke(t.changed, struct{}{})
 		}
 	case *wire.Open:
-		t.open(t, m)
+		if err := t.accept(m); err != nil {
+			return t.malformed(err)
+		}
 	case *wire.Drain:
 		poke(t.drained, time.Duration(m.Within)*time.Second)
 	}
 	return nil // messages that only an agent sends are none of ours
+}
+
+// agree puts m in force. Capabilities stay as they were (protocol §10.1).
+func (t *tunnel) agree(m *wire.Ready) error {
+	t.mu.Lock()
+	before := t.ready
+	t.ready, t.ports = m, make(map[uint16]wire.PortInfo)
+	t.mu.Unlock()
+	if before != nil {
+		if before.Secret != m.Secret || before.Transfer != m.Transfer {
+			t.parking.drop()
+		}
+		return nil
+	}
+	t.caps = inForce(t.offered, wire.ParseCaps(m.Caps))
+	if !t.caps.Has(wire.Early) {
+		return nil
+	}
+	if m.Early < 1 || m.EarlyTotal < 1 {
+		return errors.New("ready: early without its bounds")
+	}
+	t.early = m.Early
+	t.mux = stream.NewMux(t.sock, stream.MuxOptions{Inline: t.caps.Has(wire.Inline), Owner: t.parking.wg})
+	return nil
+}
+
+// accept serves a visitor.
+func (t *tunnel) accept(o *wire.Open) error {
+	switch {
+	case t.mux != nil && o.Early > t.early:
+		return errors.New("open: more credit than ready has said")
+	case t.caps.Has(wire.Inline) && o.Early < 1:
+		return errors.New("open: no credit")
+	}
+	return t.open(t, o)
+}
+
+// measure finds out the round trip to the edge, if it is not known or was measured
+// long ago.
+func (t *tunnel) measure() {
+	now, last := int64(time.Since(t.since)), t.measured.Load()
+	if last != 0 && now-last < int64(measureEvery) || !t.measured.CompareAndSwap(last, now) {
+		return
+	}
+	t.sock.PingSoon()
 }
 
 // poke puts v into c, unless something is in it already.

@@ -432,6 +432,9 @@ func (c *Stream) frameLocked(k wire.FrameKind, payload []byte) error {
 	e.sending = false
 	if errors.Is(err, socket.ErrGaveUp) {
 		e.open, e.tried = open, tried
+		if !tried && errors.Is(e.err, ErrLost) { // which has made it give up
+			e.err = fmt.Errorf("%w: %w", e.err, ErrUnsent)
+		}
 	}
 	if e.resetDue && e.open == nil {
 		e.mux.later(due{reset: e.number})

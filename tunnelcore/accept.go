@@ -233,7 +233,10 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		since:      time.Now(),
 		greeted:    make(chan struct{}),
 		ended:      make(chan struct{}),
+		caps:       capsFor(hello.Caps, (wire.Early|wire.Reuse|wire.Inline)&^s.Without),
+		credit:     creditFor(hello, s.Limits),
 		opening:    make(map[string]*opening),
+		parked:     make(map[*socket.Socket]struct{}),
 	}
 	t.bound = t.bounds(s)
 	return t, nil
@@ -258,7 +261,11 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 		return err
 	}
 	sock.SetWriteTimeout(controlWrite)
+	sock.TuneControl(t.bound.heartbeat + graceTime)
 	t.sock = sock
+	if t.caps.Has(wire.Early) {
+		t.mux = stream.NewMux(sock, stream.MuxOptions{Inline: t.caps.Has(wire.Inline), Owner: &h.wg})
+	}
 	old, drop, ok := h.register(t)
 	if !ok {
 		code, why := wire.CloseReplaced, "replaced by a newer tunnel"
@@ -374,13 +381,16 @@ func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, from netip.
 		done(false)
 		return &answers.Error{Code: wire.Unauthorized, Message: "tunnel or secret is wrong"}
 	}
-	o := t.takeOpening(q.Get("id"))
+	var o *opening
+	if !t.caps.Has(wire.Inline) {
+		o = t.takeOpening(q.Get("id"))
+	}
 	if o == nil {
 		return &answers.Error{Code: wire.UnknownStream, Message: "the id was never given, is used, or is too old"}
 	}
 	sock, err := upgrade(w, r, socket.LargeBuffer)
 	if err != nil {
-		o.fail(&answers.Error{Code: wire.DeviceRefused, Message: "the device did not complete the connection", Cause: err})
+		o.unattached(err)
 		return err
 	}
 	o.attach(sock)

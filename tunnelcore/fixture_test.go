@@ -195,16 +195,68 @@ func (e *edge) connect(h wire.Hello) *fakeAgent {
 
 func (a *fakeAgent) receive() wire.Message {
 	a.e.t.Helper()
-	_ = a.sock.SetReadDeadline(time.Now().Add(10 * time.Second))
-	_, text, err := a.sock.ReadMessage(wire.MaxText)
-	if err != nil {
-		a.e.t.Fatalf("control socket: %v", err)
-	}
-	m, err := wire.Decode(text)
-	if err != nil {
-		a.e.t.Fatalf("message %q: %v", text, err)
+	m, f := a.next(a.sock)
+	if m == nil {
+		a.e.t.Fatalf("a frame %+v, want a message", f)
 	}
 	return m
+}
+
+// next reads a message, or a frame, from one of the agent's sockets.
+func (a *fakeAgent) next(s *socket.Socket) (wire.Message, frame) {
+	a.e.t.Helper()
+	_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
+	op, b, err := s.ReadMessage(wire.FrameHeader + wire.MaxFrame)
+	if err != nil {
+		a.e.t.Fatalf("socket: %v", err)
+	}
+	if op == socket.Binary {
+		k, stream, payload, err := wire.ParseFrame(b)
+		if err != nil {
+			a.e.t.Fatalf("frame %x: %v", b, err)
+		}
+		return nil, frame{k, stream, string(payload)}
+	}
+	m, err := wire.Decode(b)
+	if err != nil {
+		a.e.t.Fatalf("message %q: %v", b, err)
+	}
+	return m, frame{}
+}
+
+// frame is a binary message of the control socket.
+type frame struct {
+	kind    wire.FrameKind
+	stream  uint32
+	payload string
+}
+
+// frames expects these on the control socket, and nothing else before them.
+func (a *fakeAgent) frames(want ...frame) {
+	a.e.t.Helper()
+	for _, f := range want {
+		if m, got := a.next(a.sock); m != nil || got != f {
+			a.e.t.Fatalf("got %+v %+v, want %+v", m, got, f)
+		}
+	}
+}
+
+// say sends frames and messages on the control socket.
+func (a *fakeAgent) say(all ...any) {
+	a.e.t.Helper()
+	for _, one := range all {
+		var err error
+		switch one := one.(type) {
+		case frame:
+			b := append(wire.AppendFrameHeader(nil, one.kind, one.stream), one.payload...)
+			err = a.sock.WriteMessage(socket.Binary, b)
+		case wire.Message:
+			err = a.sock.WriteMessage(socket.Text, wire.Encode(one))
+		}
+		if err != nil {
+			a.e.t.Fatal(err)
+		}
+	}
 }
 
 // closed waits for the edge to close the control socket.
@@ -223,14 +275,21 @@ func (a *fakeAgent) closed() *socket.CloseError {
 	}
 }
 
-// transfer answers an open with a transfer socket.
-func (a *fakeAgent) transfer(o *wire.Open) *stream.Stream {
+// fetch dials the transfer socket of an open.
+func (a *fakeAgent) fetch(o *wire.Open) *socket.Socket {
 	a.e.t.Helper()
 	s, err := a.e.dial(a.ready.Transfer+"&id="+o.ID, a.ready.Secret)
 	if err != nil {
 		a.e.t.Fatalf("transfer: %v", err)
 	}
-	c := stream.New(s, stream.Options{Owner: &a.owner})
+	a.e.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// transfer answers an open with a transfer socket.
+func (a *fakeAgent) transfer(o *wire.Open) *stream.Stream {
+	a.e.t.Helper()
+	c := stream.New(a.fetch(o), stream.Options{Owner: &a.owner})
 	a.e.t.Cleanup(c.Abort)
 	return c
 }

@@ -62,6 +62,8 @@ type Hub struct {
 	ports    *ports
 	visitors visitors
 
+	streams, parked atomic.Int64 // for Stats
+
 	// joined: the registry knows this node, so that claims count.
 	joined atomic.Bool
 	// notices counts those about devices; a handshake that was under way meanwhile
@@ -275,6 +277,18 @@ func (h *Hub) live() []*tunnel {
 		all = append(all, t)
 	}
 	return all
+}
+
+// Stats are numbers of what a hub holds now.
+type Stats struct {
+	Tunnels int // live
+	Streams int // open, of visitors
+	Parked  int // transfer sockets that wait for a stream
+}
+
+// Stats tells what h holds. It costs next to nothing.
+func (h *Hub) Stats() Stats {
+	return Stats{Tunnels: h.Tunnels(), Streams: int(h.streams.Load()), Parked: int(h.parked.Load())}
 }
 
 // Tunnels is the number of live tunnels.

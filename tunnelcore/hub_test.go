@@ -30,10 +30,10 @@ func wantCode(t *testing.T, err error, want wire.Code) {
 func TestReadySaysWhatIsInForce(t *testing.T) {
 	e := startEdge(t, func(s *Settings) { s.Lease = time.Hour })
 	h := hello("cam-17")
-	h.Streams, h.MessageMax, h.Heartbeat, h.Caps = 4, 1024, 60, wire.Early|wire.Reuse
+	h.Streams, h.MessageMax, h.Heartbeat = 4, 1024, 60
 	a := e.connect(h)
 	r := a.ready
-	if r.Streams != 4 || r.MessageMax != 1024 || r.Heartbeat != 60 || r.Lease != 3600 || r.Caps != "" {
+	if r.Streams != 4 || r.MessageMax != 1024 || r.Heartbeat != 60 || r.Lease != 3600 || r.Caps != "" || r.Early != 0 || r.EarlyTotal != 0 {
 		t.Errorf("ready: %+v", r)
 	}
 	if r.Hostname != r.Label+"."+domain || len(r.Label) != 16 {

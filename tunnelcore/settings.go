@@ -38,6 +38,8 @@ type Settings struct {
 	Wait time.Duration
 	// OpenTimeout is how long a device may take to answer an open.
 	OpenTimeout time.Duration
+	// Without are capabilities that agents do not get, although this edge has them.
+	Without wire.Caps
 	// AllowPlaintext lets agents come without TLS from elsewhere than loopback.
 	AllowPlaintext bool
 	// TCP are the public ports for what is not HTTP; nil: there are none.
@@ -63,7 +65,8 @@ type Limits struct {
 	Tunnels                   int           // live tunnels on this node
 	NewTunnels                int           // accepted per second, after authentication
 	StreamsPerDevice          int           // at once
-	StreamsPerAddress         int           // at once to one device from one visitor address, on public ports
+	StreamsPerAddress         int           // at once to one device from one visitor address
+	BufferPerDevice           int           // bytes on their way in streams that have no transfer socket, both directions together
 	HandshakeTimeout          time.Duration // from the request to the 101
 	HeaderBytes               int           // of an agent's handshake
 	UnauthenticatedPerAddress int           // handshakes under way, or refused in the last minute
@@ -84,6 +87,7 @@ func Defaults() Settings {
 			NewTunnels:                200,
 			StreamsPerDevice:          wire.DefaultStreams,
 			StreamsPerAddress:         16,
+			BufferPerDevice:           2 * wire.DefaultEarlyTotal,
 			HandshakeTimeout:          10 * time.Second,
 			HeaderBytes:               8 << 10,
 			UnauthenticatedPerAddress: 32,
@@ -98,6 +102,7 @@ func (l Limits) orDefaults(d Limits) Limits {
 		NewTunnels:                cmp.Or(l.NewTunnels, d.NewTunnels),
 		StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, d.StreamsPerDevice),
 		StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, d.StreamsPerAddress),
+		BufferPerDevice:           cmp.Or(l.BufferPerDevice, d.BufferPerDevice),
 		HandshakeTimeout:          cmp.Or(l.HandshakeTimeout, d.HandshakeTimeout),
 		HeaderBytes:               cmp.Or(l.HeaderBytes, d.HeaderBytes),
 		UnauthenticatedPerAddress: cmp.Or(l.UnauthenticatedPerAddress, d.UnauthenticatedPerAddress),

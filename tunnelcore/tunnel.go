@@ -11,6 +11,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -33,7 +34,10 @@ type tunnel struct {
 	label      string
 	hello      wire.Hello
 	messageMax int
-	secret     string // of transfer sockets
+	caps       wire.Caps // in force
+	credit     credit
+	mux        *stream.Mux // of the streams that begin on sock; nil without early
+	secret     string      // of transfer sockets
 	hash       [32]byte
 	credential Credential
 	agent      string    // how it names itself
@@ -48,8 +52,10 @@ type tunnel struct {
 
 	mu      sync.Mutex // guards what follows
 	bound   bounds
-	public  map[uint16]uint16 // public ports, as they were leased
-	opening map[string]*opening
+	public  map[uint16]uint16   // public ports, as they were leased
+	opening map[string]*opening // streams without a transfer socket, by id
+	parked  map[*socket.Socket]struct{}
+	over    bool   // nothing may be added to these
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not
 	clean   bool   // the end is a goodbye: the device is not expected back at once
@@ -113,8 +119,9 @@ func (t *tunnel) run() {
 // announce sends `ready` and a `port` for each port.
 func (t *tunnel) announce() error {
 	s, b := t.hub.settings.Load(), t.inForce()
-	messages := []wire.Message{&wire.Ready{
+	ready := &wire.Ready{
 		Tunnel:     t.holder.Tunnel,
+		Caps:       t.caps.String(),
 		Heartbeat:  int(b.heartbeat / time.Second),
 		Label:      t.label,
 		Hostname:   t.label + "." + s.Domain,
@@ -123,7 +130,11 @@ func (t *tunnel) announce() error {
 		MessageMax: t.messageMax,
 		Transfer:   wire.TransferPath + "?node=" + url.QueryEscape(t.hub.node.ID) + "&tunnel=" + t.holder.Tunnel,
 		Secret:     t.secret,
-	}}
+	}
+	if t.mux != nil {
+		ready.Early, ready.EarlyTotal = t.credit.each, t.credit.total
+	}
+	messages := []wire.Message{ready}
 	for _, p := range t.hello.Ports {
 		messages = append(messages, &wire.PortInfo{
 			Port: p.Number, Kind: p.Kind,
@@ -140,16 +151,32 @@ func (t *tunnel) announce() error {
 
 // receive handles one message of the agent.
 func (t *tunnel) receive() error {
-	op, text, err := t.sock.ReadMessage(wire.MaxText)
+	op, err := t.sock.Next() // waits without a buffer
+	if err != nil {
+		return err
+	}
+	switch {
+	case op == socket.Text:
+		return t.receiveText()
+	case t.mux == nil:
+		t.close(wire.CloseMalformed, "binary message without a capability for it")
+		return errors.New("binary message on the control socket")
+	}
+	if err = t.mux.ReadFrame(); errors.Is(err, stream.ErrProtocol) {
+		t.close(wire.CloseMalformed, "malformed frame")
+	}
+	return err
+}
+
+// receiveText handles the text message that has begun.
+func (t *tunnel) receiveText() error {
+	text, err := t.sock.Append(nil, wire.MaxText)
 	switch {
 	case errors.Is(err, socket.ErrTooBig):
 		t.close(wire.CloseTooBig, "message longer than 4096 bytes")
 		return err
 	case err != nil:
 		return err
-	case op != socket.Text:
-		t.close(wire.CloseMalformed, "binary message without a capability for it")
-		return errors.New("binary message on the control socket")
 	}
 	m, err := wire.Decode(text)
 	if errors.Is(err, wire.ErrUnknownMessage) {
@@ -203,7 +230,14 @@ func (t *tunnel) end(err error) {
 		why = "connection lost: " + err.Error()
 	}
 	t.hub.unregister(t, !clean)
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
 	close(t.ended)
+	if t.mux != nil {
+		t.mux.End(lost())
+	}
+	t.dropParked()
 	t.hangUp()
 	// The lease is released even while the hub shuts down.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.hub.ctx), registryTimeout)

@@ -63,6 +63,7 @@ type Hub struct {
 	visitors visitors
 
 	streams, parked atomic.Int64 // for Stats
+	parkedFor       time.Duration
 
 	// joined: the registry knows this node, so that claims count.
 	joined atomic.Bool
@@ -103,16 +104,17 @@ func newLife(ctx context.Context) life {
 // when it does.
 func New(c Config) (*Hub, error) {
 	h := &Hub{
-		node:     registry.NodeRef{ID: c.Node, Epoch: wire.NewID()},
-		reg:      c.Registry,
-		started:  time.Now(),
-		changed:  make(chan struct{}, 1),
-		down:     make(chan struct{}),
-		devices:  make(map[string]*device),
-		gone:     make(map[*device]struct{}),
-		tunnels:  make(map[string]*tunnel),
-		claiming: make(map[string]struct{}),
-		visitors: visitors{by: make(map[source]*slots)},
+		node:      registry.NodeRef{ID: c.Node, Epoch: wire.NewID()},
+		reg:       c.Registry,
+		started:   time.Now(),
+		changed:   make(chan struct{}, 1),
+		down:      make(chan struct{}),
+		parkedFor: parkedTime,
+		devices:   make(map[string]*device),
+		gone:      make(map[*device]struct{}),
+		tunnels:   make(map[string]*tunnel),
+		claiming:  make(map[string]struct{}),
+		visitors:  visitors{by: make(map[source]*slots)},
 	}
 	h.ports = &ports{
 		hub:  h,

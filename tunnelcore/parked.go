@@ -80,7 +80,7 @@ func (t *tunnel) attendParked(sock *socket.Socket) {
 // awaitAttach reads a parked socket until `attach` comes. An error with a code is
 // one to tell the agent.
 func (t *tunnel) awaitAttach(sock *socket.Socket) (a *wire.Attach, code int, err error) {
-	_ = sock.SetReadDeadline(time.Now().Add(parkedTime)) // fails only on a closed socket
+	_ = sock.SetReadDeadline(time.Now().Add(t.hub.parkedFor)) // fails only on a closed socket
 	t.mu.Lock()
 	over := t.over
 	t.mu.Unlock()

@@ -212,6 +212,7 @@ func (a *App) Start() error {
 	if err != nil {
 		return err
 	}
+	a.bindAuth(e.hub.Registry())
 	e.push(a, settings)
 	a.mu.Lock()
 	a.edge = e

@@ -80,6 +80,7 @@ var appSettings = []setting[*App]{
 //			device <id> <secret>|sha256:<hex>
 //			file   <file>
 //		}
+//		auth            enrolled
 //		auth            none
 //		lease           <duration>
 //		hostname        random|device

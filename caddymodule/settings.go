@@ -126,7 +126,7 @@ func validLabel(label string) bool {
 
 func (a *App) validateAuth() error {
 	if len(a.authenticators) == 0 {
-		return errors.New("auth is missing: say which devices may connect, for example `auth static { device cam-17 {env.CAM17_TOKEN} }`; `auth none` lets in everybody who reaches this edge, as any device")
+		return errors.New("auth is missing: say which devices may connect, for example `auth enrolled`, or `auth static { device cam-17 {env.CAM17_TOKEN} }`; `auth none` lets in everybody who reaches this edge, as any device")
 	}
 	for _, auth := range a.authenticators {
 		if _, ok := auth.(*NoAuth); ok && len(a.authenticators) > 1 {
@@ -264,7 +264,8 @@ func (a *App) settings() tunnelcore.Settings {
 	if a.TCPPorts != nil {
 		s.TCP, _ = a.TCPPorts.core() // Validate has seen the error
 	}
-	s.Authenticators = a.authenticators
+	s.Authenticators = withRevocations(a.authenticators)
+	s.Enrollment = a.enrolls()
 	if l := a.Limits; l != nil {
 		s.Limits = tunnelcore.Limits{
 			Tunnels:                   cmp.Or(l.Tunnels, s.Limits.Tunnels),

@@ -33,6 +33,8 @@ func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr
 	defer h.wg.Done()
 	var err error
 	switch {
+	case r.URL.Path == EnrollPath:
+		err = h.serveEnroll(w, r, from)
 	case r.URL.Path != wire.ControlPath && r.URL.Path != wire.TransferPath:
 		err = wrongPath(r.URL.Path)
 	default:
@@ -87,7 +89,7 @@ func cut(s string) string {
 func wrongPath(path string) error {
 	version, _, _ := strings.Cut(strings.TrimPrefix(path, wire.Root), "/")
 	if version == "v1" {
-		return &answers.Error{Code: wire.BadRequest, Message: "no such path: control or transfer"}
+		return &answers.Error{Code: wire.BadRequest, Message: "no such path: control, transfer or enroll"}
 	}
 	return &answers.Error{Code: wire.UpgradeRequired, Message: "versions served here: " + wire.Versions}
 }

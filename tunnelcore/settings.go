@@ -46,7 +46,9 @@ type Settings struct {
 	TCP *TCPPorts
 	// Authenticators are asked in turn; without one nobody is let in.
 	Authenticators []Authenticator
-	Limits         Limits
+	// Enrollment lets devices exchange claim codes for secrets.
+	Enrollment bool
+	Limits     Limits
 	// Logger receives what operators read; nil discards it.
 	Logger *slog.Logger
 	// Events is told of `online`, `offline` and `cloned`, outside locks; may be

@@ -180,22 +180,26 @@ func (r *Registry) AddCode(ctx context.Context, c registry.Code) error {
 }
 
 // TakeCode implements registry.Credentials.
-func (r *Registry) TakeCode(ctx context.Context, id string, hash registry.SecretHash, device string) error {
+func (r *Registry) TakeCode(ctx context.Context, id string, hash registry.SecretHash, device string, known bool) error {
 	if hash == (registry.SecretHash{}) {
 		return firstError(ctx.Err(), registry.ErrUnknown)
 	}
-	return r.takeCode(ctx, "take code", id, hash.String(), device)
+	others := "any"
+	if known {
+		others = "own"
+	}
+	return r.takeCode(ctx, "take code", id, hash.String(), device, others)
 }
 
 // DropCode implements registry.Credentials.
 func (r *Registry) DropCode(ctx context.Context, id string) error {
-	return r.takeCode(ctx, "drop code", id, "", "")
+	return r.takeCode(ctx, "drop code", id, "", "", "")
 }
 
-func (r *Registry) takeCode(ctx context.Context, what, id, hash, device string) error {
+func (r *Registry) takeCode(ctx context.Context, what, id, hash, device, which string) error {
 	_, err := call(ctx, r, what, func(ctx context.Context) (struct{}, error) {
 		p := r.run(ctx, takeCodeScript, []string{r.keys.codes(), r.keys.codeFields(), r.keys.codeOp(newToken())},
-			id, hash, device, opTime.Milliseconds())
+			id, hash, device, opTime.Milliseconds(), which)
 		if p.number(0) == 0 {
 			return struct{}{}, firstError(p.err, registry.ErrUnknown)
 		}

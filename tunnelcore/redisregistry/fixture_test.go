@@ -143,7 +143,7 @@ func exercise(t *testing.T, r *Registry) {
 	if list, err := r.Codes(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("Codes: %+v, %v", list, err)
 	}
-	if err := r.TakeCode(t.Context(), "c", code.Hash, "cam"); err != nil {
+	if err := r.TakeCode(t.Context(), "c", code.Hash, "cam", false); err != nil {
 		t.Errorf("TakeCode: %v", err)
 	}
 	if err := r.Leave(t.Context(), n); err != nil {

@@ -117,9 +117,10 @@ type Credentials interface {
 	AddCode(ctx context.Context, c Code) error
 
 	// TakeCode removes the code of that id, if its hash is hash, it has not expired,
-	// and device may use it; else it changes nothing and says ErrUnknown. Of several
-	// calls one gets it.
-	TakeCode(ctx context.Context, id string, hash SecretHash, device string) error
+	// and device may use it: it is the device's own, or of no device and known, that
+	// something is recorded of the device, is false. Else it changes nothing and says
+	// ErrUnknown. Of several calls one gets it.
+	TakeCode(ctx context.Context, id string, hash SecretHash, device string, known bool) error
 
 	// DropCode removes a code, or says ErrUnknown.
 	DropCode(ctx context.Context, id string) error

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"context"
+	"crypto/subtle"
 	"fmt"
 	"maps"
 	"slices"
@@ -224,10 +225,10 @@ func (m *Memory) AddCode(ctx context.Context, c Code) error {
 }
 
 // TakeCode implements Credentials.
-func (m *Memory) TakeCode(ctx context.Context, id string, hash SecretHash, device string) error {
+func (m *Memory) TakeCode(ctx context.Context, id string, hash SecretHash, device string, known bool) error {
 	return m.mutate(ctx, func(b *batch) error {
 		c := b.code(id)
-		if c == nil || c.hash != hash || c.Device != "" && c.Device != device {
+		if c == nil || subtle.ConstantTimeCompare(c.hash[:], hash[:]) != 1 || c.Device != device && (c.Device != "" || known) {
 			return ErrUnknown
 		}
 		b.codes[id] = nil

@@ -206,7 +206,7 @@ var credentialTests = []test{
 			"AddCode": func() error {
 				return r.AddCode(ctx, registry.Code{ID: "c", Hash: secret("x"), Until: c.Changed.Add(time.Hour)})
 			},
-			"TakeCode": func() error { return r.TakeCode(ctx, "c", secret("x"), "cam") },
+			"TakeCode": func() error { return r.TakeCode(ctx, "c", secret("x"), "cam", false) },
 			"DropCode": func() error { return r.DropCode(ctx, "c") },
 			"Codes":    func() error { _, err := r.Codes(ctx); return err },
 			"Notify":   func() error { return r.Notify(ctx, "cam") },
@@ -237,7 +237,7 @@ var credentialTests = []test{
 		}
 		code := s.addCode("c1", "cam", time.Hour)
 		s.addCode("c2", "", time.Hour)
-		if err := s.Registry.TakeCode(s.ctx, "c2", secret("c2"), "new"); err != nil {
+		if err := s.Registry.TakeCode(s.ctx, "c2", secret("c2"), "new", false); err != nil {
 			s.Fatal(err)
 		}
 		cam := s.credential("cam")
@@ -266,19 +266,20 @@ var codeTests = []test{
 				s.Errorf("%s: %v, want %v", what, err, want)
 			}
 		}
-		check("another hash", r.TakeCode(s.ctx, "free", secret("else"), "door"), registry.ErrUnknown)
-		check("another id", r.TakeCode(s.ctx, "else", secret("free"), "door"), registry.ErrUnknown)
-		check("another device", r.TakeCode(s.ctx, "bound", secret("bound"), "door"), registry.ErrUnknown)
+		check("another hash", r.TakeCode(s.ctx, "free", secret("else"), "door", false), registry.ErrUnknown)
+		check("another id", r.TakeCode(s.ctx, "else", secret("free"), "door", false), registry.ErrUnknown)
+		check("another device", r.TakeCode(s.ctx, "bound", secret("bound"), "door", false), registry.ErrUnknown)
 		s.codes("free", "bound")
-		check("any device", r.TakeCode(s.ctx, "free", secret("free"), "door"), nil)
-		check("again", r.TakeCode(s.ctx, "free", secret("free"), "door"), registry.ErrUnknown)
-		check("its device", r.TakeCode(s.ctx, "bound", secret("bound"), "cam"), nil)
-		check("again", r.TakeCode(s.ctx, "bound", secret("bound"), "cam"), registry.ErrUnknown)
+		check("a device that is known", r.TakeCode(s.ctx, "free", secret("free"), "door", true), registry.ErrUnknown)
+		check("any device", r.TakeCode(s.ctx, "free", secret("free"), "door", false), nil)
+		check("again", r.TakeCode(s.ctx, "free", secret("free"), "door", false), registry.ErrUnknown)
+		check("its device", r.TakeCode(s.ctx, "bound", secret("bound"), "cam", true), nil)
+		check("again", r.TakeCode(s.ctx, "bound", secret("bound"), "cam", false), registry.ErrUnknown)
 		s.codes()
 		s.addCode("dropped", "", time.Hour)
 		check("drop", r.DropCode(s.ctx, "dropped"), nil)
 		check("drop again", r.DropCode(s.ctx, "dropped"), registry.ErrUnknown)
-		check("dropped", r.TakeCode(s.ctx, "dropped", secret("dropped"), "door"), registry.ErrUnknown)
+		check("dropped", r.TakeCode(s.ctx, "dropped", secret("dropped"), "door", false), registry.ErrUnknown)
 	}},
 	{"an id is one code's", func(s *suite) {
 		c := s.addCode("c", "", time.Hour)
@@ -292,7 +293,7 @@ var codeTests = []test{
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				err := s.Registry.TakeCode(s.ctx, "c", secret("c"), fmt.Sprintf("d%d", i))
+				err := s.Registry.TakeCode(s.ctx, "c", secret("c"), fmt.Sprintf("d%d", i), false)
 				if err == nil {
 					won.Add(1)
 				} else if !errors.Is(err, registry.ErrUnknown) {
@@ -311,7 +312,7 @@ var codeTests = []test{
 		s.codes("soon", "late")
 		s.pass(3*time.Second + s.margin())
 		s.codes("late")
-		if err := s.Registry.TakeCode(s.ctx, "soon", secret("soon"), "cam"); !errors.Is(err, registry.ErrUnknown) {
+		if err := s.Registry.TakeCode(s.ctx, "soon", secret("soon"), "cam", false); !errors.Is(err, registry.ErrUnknown) {
 			s.Errorf("TakeCode of an expired code: %v, want ErrUnknown", err)
 		}
 		if err := s.Registry.DropCode(s.ctx, "soon"); !errors.Is(err, registry.ErrUnknown) {

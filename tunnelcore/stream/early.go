@@ -614,38 +614,14 @@ func (c *Stream) settledLocked() bool {
 		e.in == ended && e.out == ended && e.held.size == 0
 }
 
-// alarm is a deadline of who waits on a Cond. It belongs to the Cond's lock.
+// alarm is a deadline of who waits for the control socket. It belongs to the
+// stream's mu.
 type alarm struct {
 	at    time.Time // zero: never
 	timer *time.Timer
 }
 
 func (a *alarm) passed() bool { return !a.at.IsZero() && !time.Now().Before(a.at) }
-
-// set makes ring be called at that time, with l held, which set wants too.
-func (a *alarm) set(at time.Time, l sync.Locker, ring func()) {
-	a.at = at
-	switch {
-	case at.IsZero():
-		a.stop()
-	case a.passed():
-		a.stop()
-		ring()
-	case a.timer != nil:
-		a.timer.Reset(time.Until(at))
-	default:
-		a.timer = time.AfterFunc(time.Until(at), func() {
-			l.Lock()
-			defer l.Unlock()
-			switch {
-			case a.passed():
-				ring()
-			case !a.at.IsZero(): // it was set again meanwhile
-				a.timer.Reset(time.Until(a.at))
-			}
-		})
-	}
-}
 
 func (a *alarm) stop() {
 	if a.timer != nil {
@@ -656,15 +632,43 @@ func (a *alarm) stop() {
 // setReadByLocked and setWriteByLocked set the deadlines of what waits for the
 // control socket.
 func (e *early) setReadByLocked(t time.Time) {
-	e.readBy.set(t, e.readable.L, e.readable.Broadcast)
+	e.readBy.at = t
+	e.armLocked(&e.readBy)
 }
 
 func (e *early) setWriteByLocked(t time.Time) {
 	if e.err == nil {
 		e.turn.Renew()
 	}
-	e.writeBy.set(t, e.writable.L, func() {
-		e.mux.sock.GiveUp(&e.turn)
-		e.writable.Broadcast()
-	})
+	e.writeBy.at = t
+	e.armLocked(&e.writeBy)
+}
+
+// armLocked makes a ring when it is time.
+func (e *early) armLocked(a *alarm) {
+	switch {
+	case a.at.IsZero():
+		a.stop()
+	case a.passed():
+		a.stop()
+		e.ringLocked(a)
+	case a.timer != nil:
+		a.timer.Reset(time.Until(a.at))
+	default:
+		a.timer = time.AfterFunc(time.Until(a.at), func() {
+			e.readable.L.Lock()
+			defer e.readable.L.Unlock()
+			e.armLocked(a) // it may have been set again
+		})
+	}
+}
+
+// ringLocked lets go of who waits.
+func (e *early) ringLocked(a *alarm) {
+	if a == &e.readBy {
+		e.readable.Broadcast()
+		return
+	}
+	e.mux.sock.GiveUp(&e.turn)
+	e.writable.Broadcast()
 }

@@ -25,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/iottunnel/iottunnel/bench/fleet"
 	"github.com/iottunnel/iottunnel/bench/load"
 	"github.com/iottunnel/iottunnel/bench/ways"
 )
@@ -32,6 +33,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -50,6 +52,10 @@ func run(ctx context.Context, args []string) error {
 		return load.Serve(strings.Join(args[1:], ""))
 	case "relay":
 		return beRelay(args[1:])
+	case "fleet-worker":
+		return fleet.Work(ctx, strings.Join(args[1:], ""))
+	case "fleet":
+		return runFleet(ctx, args[1:])
 	default:
 		c, err := parse(args)
 		if err != nil {
@@ -67,6 +73,7 @@ type config struct {
 	loads   string        // part of the names of the loads to run
 	window  time.Duration // of one measurement
 	repeats int
+	devices int    // idle ones
 	json    string // file; empty: none
 	profile string // folder; empty: none
 	short   bool
@@ -82,8 +89,9 @@ func parse(args []string) (c config, err error) {
 	only := flags.String("only", "", "`sections` to run, separated by commas: "+strings.Join(sectionNames(), ", "))
 	chosen := flags.String("ways", "", "`ways` to measure, separated by semicolons: "+strings.Join(ways.All, "; "))
 	flags.StringVar(&c.loads, "loads", "", "`part` of the names of loads: others are left out")
-	flags.DurationVar(&c.window, "time", 2*time.Second, "length of a measurement")
+	flags.DurationVar(&c.window, "time", time.Second, "length of a measurement")
 	flags.IntVar(&c.repeats, "repeats", 3, "measurements of each kind, of which the median counts")
+	flags.IntVar(&c.devices, "devices", 15000, "idle devices at one edge, which may hold fewer than 20,000 descriptors")
 	flags.StringVar(&c.json, "json", "", "`file` for the figures of every repeat")
 	flags.StringVar(&c.profile, "profile", "", "`folder` for CPU profiles of the edge, one per load")
 	flags.BoolVar(&c.short, "short", false, "everything once and as short as can be: shows that the benchmark works, and nothing else")
@@ -102,8 +110,8 @@ func parse(args []string) (c config, err error) {
 	if c.short {
 		c.window, c.repeats = 50*time.Millisecond, 1
 	}
-	if c.window <= 0 || c.repeats < 1 {
-		return c, errors.New("-time and -repeats must be more than zero")
+	if c.window <= 0 || c.repeats < 1 || c.devices < 1 {
+		return c, errors.New("-time, -repeats and -devices must be more than zero")
 	}
 	return c, nil
 }

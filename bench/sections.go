@@ -32,6 +32,10 @@ var sections = []section{
 	{"bulk", "Bulk", (*bench).bulk},
 	{"stall", "4 visitors stop reading, 8 others go on (TCP port)", (*bench).stall},
 	{"streams", "Memory of open streams (TCP port)", (*bench).streams},
+	{"idle", "Idle devices at one edge process", (*bench).idle},
+	{"latency", "Time to the first byte, link of 100 ms", (*bench).latency},
+	{"farbulk", "Bulk over a link of 100 ms (TCP port)", (*bench).farBulk},
+	{"loss", "Requests beside a download, link of 100 ms with 1 % loss (TCP port)", (*bench).lossy},
 }
 
 func sectionNames() (names []string) {
@@ -47,7 +51,6 @@ type bench struct {
 	self  string
 	local *ways.Setup // nil: not needed so far
 	link  *link.Link
-	far   *ways.Setup
 }
 
 func runSections(ctx context.Context, c config) (err error) {
@@ -106,9 +109,6 @@ func loadAverage() string {
 func (b *bench) close() {
 	if b.local != nil {
 		b.local.Close()
-	}
-	if b.far != nil {
-		b.far.Close()
 	}
 	if b.link != nil {
 		b.link.Close()

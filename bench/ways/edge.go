@@ -156,8 +156,9 @@ func (e *Edge) serving(ctx context.Context, on *link.Host) error {
 			addr := strings.TrimPrefix(e.TLS, "wss://")
 			host, _, _ := net.SplitHostPort(addr)
 			var c *tls.Conn
+			dialer := &net.Dialer{Timeout: 2 * time.Second} // of the handshake, too
 			// Trust is the agent's business.
-			c, err = tls.Dial("tcp", addr, &tls.Config{ServerName: host, InsecureSkipVerify: true})
+			c, err = tls.DialWithDialer(dialer, "tcp", addr, &tls.Config{ServerName: host, InsecureSkipVerify: true})
 			if err == nil {
 				err = c.Close()
 			}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/bench/link"
@@ -197,11 +198,16 @@ func (s *Setup) self(ctx context.Context, on *link.Host, name string, args ...st
 	return p, line, err
 }
 
-// freePorts are n ports in a row that nothing listens on, below those that the
-// system hands out itself.
+// tried counts the ports that freePorts has looked at: none is handed out twice,
+// as whoever got it may not listen yet, or on a network of its own.
+var tried atomic.Int64
+
+// freePorts are n ports in a row that nothing on loopback listens on, below those
+// that the system hands out itself.
 func freePorts(n int) (first int, err error) {
-	for try := range 200 {
-		first = 20000 + (os.Getpid()*64+try*n)%12000
+	const lowest, ports = 20000, 12000
+	for range ports / n {
+		first = lowest + (os.Getpid()*97+int(tried.Add(int64(n)))-n)%(ports-n)
 		if free(first, n) {
 			return first, nil
 		}

@@ -1,0 +1,94 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/bench/fleet"
+	"github.com/iottunnel/iottunnel/bench/proc"
+)
+
+// runFleet plays devices for an edge that runs already.
+func runFleet(ctx context.Context, args []string) error {
+	var c fleet.Config
+	flags := flag.NewFlagSet("bench fleet", flag.ContinueOnError)
+	flags.StringVar(&c.Server, "server", "", "`URL` of the edge: ws://HOST:PORT or wss://HOST:PORT")
+	flags.StringVar(&c.CA, "ca", "", "`file` with certificates to trust")
+	flags.StringVar(&c.Prefix, "prefix", "dev-", "of the device ids; a number follows")
+	flags.IntVar(&c.First, "first", 1, "number of the first device")
+	flags.IntVar(&c.Count, "devices", 100, "how many")
+	flags.IntVar(&c.Rate, "rate", 0, "devices that connect per second at the start; 0: all at once")
+	flags.StringVar(&c.Caps, "caps", "", "capabilities to offer, such as redirect,early,reuse")
+	flags.DurationVar(&c.Heartbeat, "heartbeat", 0, "to ask for; 0: the edge's")
+	flags.BoolVar(&c.Spread, "spread", false, "come from 127.0.1.1 to 127.0.1.250; the edge is on loopback")
+	token := flags.String("token-file", "", "`file` with the secret of every device; or IOTTUNNEL_TOKEN")
+	length := flags.Duration("for", time.Minute, "how long all are up before the end, or between storms")
+	storms := flags.Int("storms", 0, "how often all connections are aborted at once")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	c.Token = os.Getenv("IOTTUNNEL_TOKEN")
+	if *token != "" {
+		text, err := os.ReadFile(*token)
+		if err != nil {
+			return err
+		}
+		c.Token = strings.TrimSpace(string(text))
+	}
+	if c.Server == "" || c.Count < 1 {
+		return errors.New("fleet wants -server, and at least one of -devices")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	group, err := proc.NewGroup()
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	f, err := fleet.Start(group, self, c)
+	if err != nil {
+		return err
+	}
+	took, err := f.Up(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d devices are up after %v\n", c.Count, took.Round(time.Millisecond))
+	for i := range *storms {
+		if err := watch(ctx, f, *length); err != nil {
+			return err
+		}
+		if took, err = f.Storm(ctx); err != nil {
+			return err
+		}
+		fmt.Printf("storm %d: all are back after %v\n", i+1, took.Round(time.Millisecond))
+	}
+	return watch(ctx, f, *length)
+}
+
+// watch prints, every few seconds, how the fleet is.
+func watch(ctx context.Context, f *fleet.Fleet, length time.Duration) error {
+	end := time.After(length)
+	tick := time.NewTicker(min(length, 5*time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-end:
+			return nil
+		case <-tick.C:
+			s := f.Stat()
+			fmt.Printf("up %d, lost %d, pings %d, streams %d, failures %v\n", s.Up, s.Lost, s.Pings, s.Opens, s.Failures)
+		}
+	}
+}

@@ -1,0 +1,147 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/iottunnel/iottunnel/bench/fleet"
+	"github.com/iottunnel/iottunnel/bench/proc"
+	"github.com/iottunnel/iottunnel/bench/report"
+	"github.com/iottunnel/iottunnel/bench/ways"
+)
+
+// idle measures what devices cost that do nothing but stay connected, all of them
+// at one edge process.
+func (b *bench) idle(ctx context.Context, s *report.Section) error {
+	for _, secure := range []bool{false, true} {
+		if err := b.idleFleet(ctx, s, secure); err != nil {
+			return err
+		}
+	}
+	s.Note("Memory is the growth of anonymous pages, after %d devices have warmed the edge up. Bytes are those of IP packets, both ways, at heartbeats of 25 s.", warmDevices)
+	return nil
+}
+
+// warmDevices connect before memory is counted.
+const warmDevices = 200
+
+func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) error {
+	// Two heartbeats: each device is pinged twice, give or take.
+	count, settle, length := b.devices, 30*time.Second, 50*time.Second
+	if b.short {
+		count, settle, length = 50, 0, time.Second
+	}
+	group, err := proc.NewGroup()
+	if err != nil {
+		return err
+	}
+	defer group.Close()
+	var ids []string
+	for i := range warmDevices + count {
+		ids = append(ids, fmt.Sprintf("dev-%d", i))
+	}
+	bin, err := filepath.Abs(b.bin)
+	if err != nil {
+		return err
+	}
+	edge, err := ways.StartEdge(ctx, ways.EdgeConfig{
+		Caddy: filepath.Join(bin, "caddy"), Addr: "127.0.0.1", Devices: ids, Group: group, Name: "edge",
+	})
+	if err != nil {
+		return err
+	}
+	name, server := "ws", edge.Plain
+	if secure {
+		name, server = "wss", edge.TLS
+	}
+	c := fleet.Config{Server: server, CA: edge.CA, Token: edge.Token, Prefix: "dev-", Count: warmDevices, Spread: true, Caps: "redirect,early,reuse"}
+	up := func(c fleet.Config) (*fleet.Fleet, time.Duration, error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("not all devices are up after 5 minutes"))
+		defer cancel()
+		f, err := fleet.Start(group, b.self, c)
+		if err != nil {
+			return nil, 0, err
+		}
+		took, err := f.Up(ctx)
+		return f, took, err
+	}
+	if _, _, err := up(c); err != nil {
+		return err
+	}
+	pids := []int{edge.PID()}
+	before, err := proc.Memory(pids)
+	if err != nil {
+		return err
+	}
+	c.First, c.Count = warmDevices, count
+	f, took, err := up(c)
+	if err != nil {
+		return err
+	}
+	if !wait(ctx, settle) {
+		return ctx.Err()
+	}
+	begin, cpu, wire := time.Now(), proc.CPU(pids), f.Stat()
+	if !wait(ctx, length) {
+		return ctx.Err()
+	}
+	spent, now := proc.CPU(pids)-cpu, f.Stat()
+	after, err := proc.Memory(pids)
+	if err != nil {
+		return err
+	}
+	if now.Lost > 0 {
+		s.Note("%s: %d tunnels were lost: %v.", name, now.Lost, now.Failures)
+	}
+	goroutines, heap, err := runtimeOf(ctx, edge)
+	if err != nil {
+		return err
+	}
+	load, way, seconds := fmt.Sprintf("%d devices", count), name, time.Since(begin).Seconds()
+	each := float64(count + warmDevices)
+	s.Add(load, way, "memory", "KiB each", float64(after-before)/1024/float64(count))
+	s.Add(load, way, "live heap", "KiB each", float64(heap)/1024/each)
+	s.Add(load, way, "goroutines", "each", float64(goroutines)/each)
+	s.Add(load, way, "CPU", "µs/s each", float64(spent.Microseconds())/seconds/each)
+	s.Add(load, way, "on the wire", "MB/day each", (now.Wire-wire.Wire)/1e6/seconds*86400)
+	s.Add(load, way, "all connected", "s", took.Seconds())
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// runtimeOf asks the edge, after a collection, what its Go runtime holds.
+func runtimeOf(ctx context.Context, edge *ways.Edge) (goroutines, heap int, err error) {
+	text, err := edge.Get(ctx, "/debug/pprof/goroutine?debug=1")
+	if err != nil {
+		return 0, 0, err
+	}
+	if goroutines, err = numberAfter(text, "total "); err != nil {
+		return 0, 0, err
+	}
+	if text, err = edge.Get(ctx, "/debug/pprof/heap?debug=1&gc=1"); err != nil {
+		return 0, 0, err
+	}
+	heap, err = numberAfter(text, "# HeapAlloc = ")
+	return goroutines, heap, err
+}
+
+func numberAfter(text []byte, what string) (int, error) {
+	_, rest, _ := bytes.Cut(text, []byte(what))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return strconv.Atoi(string(line))
+}

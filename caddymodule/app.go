@@ -154,8 +154,9 @@ type Limits struct {
 	// among them, and connections to its public ports. Requests wait for their turn
 	// for up to 10s. Default: 16.
 	StreamsPerAddress int `json:"streams_per_address,omitempty"`
-	// Bytes held for a device that are not sent yet. No effect in this build, which
-	// says so at start: what is held is bounded by streams_per_device alone.
+	// Bytes that visitors' connections to a device may have on the way before each
+	// has a connection of its own, in both directions together. With less, bursts of
+	// visitors wait longer for a distant device. Default: 2 MiB.
 	BufferPerDevice int64 `json:"buffer_per_device,omitempty"`
 	// From an agent's request to its answer. Default: 10s.
 	HandshakeTimeout caddy.Duration `json:"handshake_timeout,omitempty"`
@@ -222,9 +223,6 @@ func (a *App) Start() error {
 		if _, ok := auth.(*NoAuth); ok {
 			a.logger.Warn("auth none: whoever reaches this edge can connect as any device")
 		}
-	}
-	if l := a.Limits; l != nil && l.BufferPerDevice != 0 {
-		a.logger.Warn("limits buffer_per_device has no effect in this build: streams_per_device bounds what is held")
 	}
 	a.logger.Info("edge is up",
 		slog.String("domain", settings.Domain),

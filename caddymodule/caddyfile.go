@@ -114,7 +114,7 @@ var appSettings = []setting[*App]{
 //	}
 //
 // domain and auth are required; auth may repeat. All of node but id is refused by
-// this build, which does not support it yet; buffer_per_device has no effect.
+// this build, which does not support it yet.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"strconv"
@@ -272,6 +273,7 @@ func (a *App) settings() tunnelcore.Settings {
 			NewTunnels:                cmp.Or(l.NewTunnels, s.Limits.NewTunnels),
 			StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, s.Limits.StreamsPerDevice),
 			StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, s.Limits.StreamsPerAddress),
+			BufferPerDevice:           cmp.Or(int(min(l.BufferPerDevice, math.MaxInt32)), s.Limits.BufferPerDevice),
 			HandshakeTimeout:          cmp.Or(time.Duration(l.HandshakeTimeout), s.Limits.HandshakeTimeout),
 			HeaderBytes:               cmp.Or(l.HeaderBytes, s.Limits.HeaderBytes),
 			UnauthenticatedPerAddress: cmp.Or(l.UnauthenticatedPerAddress, s.Limits.UnauthenticatedPerAddress),

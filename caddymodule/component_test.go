@@ -364,7 +364,8 @@ func TestVisitorLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+d.up.Hostname+"\r\nContent-Length: 1000\r\n\r\nthe first part")
+	// More than is read before the device is asked.
+	io.WriteString(c, "POST / HTTP/1.1\r\nHost: "+d.up.Hostname+"\r\nContent-Length: 100000\r\n\r\nthe first part")
 	time.AfterFunc(50*time.Millisecond, func() { c.Close() }) // in the middle, as far as one can tell
 	select {
 	case err := <-ended:

@@ -31,7 +31,7 @@ const (
 
 // fixture is Caddy in this process, with one configuration after another.
 type fixture struct {
-	t    *testing.T
+	t    testing.TB
 	port int
 	dir  string
 }
@@ -85,7 +85,7 @@ func (f *fixture) caddyfile(c config) string {
 
 // start loads the first configuration. Caddy ends with the test, and leaves no
 // goroutine of this package or the hub.
-func start(t *testing.T, c config) *fixture {
+func start(t testing.TB, c config) *fixture {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -175,7 +175,7 @@ func (f *fixture) connectForward(id string, handler http.Handler, l net.Listener
 	return d
 }
 
-func (d *device) waitUp(t *testing.T) agent.Up {
+func (d *device) waitUp(t testing.TB) agent.Up {
 	t.Helper()
 	select {
 	case up := <-d.ups:

@@ -84,7 +84,7 @@ func (e *edge) remove(a *App) {
 func (e *edge) enforceLocked() {
 	top := e.generations[len(e.generations)-1]
 	e.logger = top.settings.Logger
-	e.conns.setAnswerTimeout(top.app.answerTimeout())
+	e.conns.answerTimeout.Store(int64(top.app.answerTimeout()))
 	e.hub.Update(top.settings)
 }
 

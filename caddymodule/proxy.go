@@ -7,15 +7,14 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
+	"github.com/iottunnel/iottunnel/caddymodule/roundtrip"
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
@@ -114,25 +113,20 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	v := r.Context().Value(visitKey{}).(*visit)
 	v.cleanRequest(r)
 	v.cleanTrailer(r.Trailer) // the names that are announced
-	r.URL.Scheme = "http"
-	if v.target.Kind == wire.HTTPS {
-		r.URL.Scheme = "https"
+	if r.Body != nil && r.Body != http.NoBody && r.ContentLength < 0 {
+		r.Body = &trailedBody{ReadCloser: r.Body, visit: v, trailer: r.Trailer}
 	}
-	r.URL.Host = v.target.Device + ":" + strconv.Itoa(int(v.target.Port))
-	var body *watchedBody
-	if r.Body != nil && r.Body != http.NoBody {
-		body = &watchedBody{ReadCloser: r.Body, visit: v, trailer: r.Trailer}
-		r.Body = body
+	pool := v.edge.conns.none
+	alone := !repeatable(r.Method) || bindsConnection(r.Header)
+	if !alone {
+		pool = v.edge.conns.kept(r.Context(), v)
 	}
-	var transport *http.Transport
-	if body == nil && repeatable(r.Method) && !bindsConnection(r.Header) {
-		transport = v.edge.conns.kept(r.Context(), v)
-	} else {
-		transport = v.edge.conns.single()
-	}
-	res, err := transport.RoundTrip(r)
+	res, err := pool.RoundTrip(r, roundtrip.Call{
+		Port: v.target.Port, Dialer: v, Alone: alone,
+		Timeout: time.Duration(v.edge.conns.answerTimeout.Load()),
+	})
 	switch {
-	case err != nil && (body.failed() || r.Context().Err() != nil):
+	case err != nil && (errors.As(err, new(*roundtrip.BodyError)) || r.Context().Err() != nil):
 		return nil, fmt.Errorf("visitor has left: %w (%w)", context.Canceled, err)
 	case err != nil:
 		return nil, answerFor(err)
@@ -145,15 +139,22 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// repeatable reports whether the transport may send a request again by itself:
-// only then may it use a connection that the device could be closing just now
-// (RFC 9110 §9.2.2).
+// repeatable reports whether a request may be sent again without asking: only then
+// may it use a connection that the device could be closing just now (RFC 9110
+// §9.2.2).
 func repeatable(method string) bool {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
 		return true
 	}
 	return false
+}
+
+// Again lets a request be sent again that was lost with its tunnel: if none of it has
+// left, or it may be sent twice. Dial waits for the device to come back.
+func (v *visit) Again(r *http.Request, body bool, err error) bool {
+	return errors.Is(err, tunnelcore.ErrUnsent) ||
+		errors.Is(err, tunnelcore.ErrLost) && !body && repeatable(r.Method)
 }
 
 // bindsConnection reports whether a request may log in the connection it comes
@@ -181,30 +182,25 @@ func answerFor(err error) error {
 	return &answers.Error{Code: wire.DeviceRefused, Message: "the device sent an answer that is not valid HTTP", Cause: err}
 }
 
-// watchedBody remembers whether the visitor's part of an upload has failed, and
-// cleans the trailer, which is complete at the end of the body.
-type watchedBody struct {
+// trailedBody cleans the trailer of a request, which is complete at the end of the
+// body.
+type trailedBody struct {
 	io.ReadCloser
 	visit   *visit
 	trailer http.Header
-	bad     atomic.Bool
 }
 
-func (b *watchedBody) Read(p []byte) (int, error) {
+func (b *trailedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	switch {
-	case err == io.EOF:
+	if err == io.EOF {
 		b.visit.cleanTrailer(b.trailer)
-	case err != nil:
-		b.bad.Store(true)
 	}
 	return n, err
 }
-
-func (b *watchedBody) failed() bool { return b != nil && b.bad.Load() }
 
 // Interface guards
 var (
 	_ http.RoundTripper   = roundTripper{}
 	_ http.ResponseWriter = (*deviceWriter)(nil)
+	_ roundtrip.Dialer    = (*visit)(nil)
 )

@@ -1,0 +1,9 @@
+package roundtrip
+
+import (
+	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/leak"
+)
+
+func TestMain(m *testing.M) { leak.Main(m) }

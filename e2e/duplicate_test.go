@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -161,6 +163,10 @@ func TestNewAddress(t *testing.T) {
 		f := newFar(t, k, harness.Setup{}, 0)
 		s := f.newSite(t, harness.AgentSetup{Flags: []string{"--heartbeat", heartbeat.String()}})
 		s.mustServe(t)
+		feed, ws := s.openFeed(t), s.openSocket(t)
+		if err := errors.Join(feed.want(3), echoes(ws, 1, "before")); err != nil {
+			t.Fatal(err)
+		}
 		old := f.device.Addr
 		mark := s.agent.Stderr.Mark()
 		f.device.Readdress(t)
@@ -171,6 +177,22 @@ func TestNewAddress(t *testing.T) {
 		}
 		t.Logf("up %v after the change of %s to %s", time.Since(began).Round(time.Millisecond), old, f.device.Addr)
 		s.mustServe(t)
+		// What was open ends on both sides: no visitor waits for what cannot come.
+		ws.SetReadDeadline(time.Now().Add(time.Minute))
+		_, _, err := ws.ReadMessage()
+		var timeout net.Error
+		if err == nil || errors.As(err, &timeout) && timeout.Timeout() {
+			t.Errorf("a visitor's WebSocket goes on a minute after the change: %v", err)
+		}
+		end := time.AfterFunc(2*time.Minute, func() { feed.body.Close() })
+		if err := feed.want(1 << 30); !end.Stop() {
+			t.Errorf("a visitor's stream goes on minutes after the change: %v", err)
+		}
+		t.Logf("a WebSocket and a stream have ended %v after the change", time.Since(began).Round(time.Millisecond))
+		if heavy {
+			s.origin.WaitGone(t, "/ws", 5*time.Minute)
+			t.Logf("the device knows after %v", time.Since(began).Round(time.Millisecond))
+		}
 		for _, line := range s.agent.Stderr.Since(mark) {
 			if strings.Contains(line, "device_connected") {
 				t.Errorf("refused for the sake of its own past: %s", line)

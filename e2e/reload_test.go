@@ -380,7 +380,7 @@ func TestReloadRevokes(t *testing.T) {
 		d := f.NewDevice(t)
 		h := harness.DialHand(t, f, d)
 		f.Reload(t, harness.Setup{Without: []string{d.ID}})
-		if code := harness.CloseCode(t, h.Conn, 8*time.Second); code != 4003 {
+		if code := harness.CloseCode(t, h.Conn, 5*time.Second); code != 4003 {
 			t.Errorf("the tunnel was closed with %d", code)
 		}
 		_, resp, err := harness.DialSocket(t.Context(), f, harness.ControlPath+"?"+harness.Query(d.ID), harness.Bearer(d.Token))

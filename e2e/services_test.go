@@ -81,6 +81,15 @@ func writeFile(t *testing.T, name, text string) string {
 	return name
 }
 
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 func fileSum(t *testing.T, name string) (int64, string) {
 	t.Helper()
 	f, err := os.Open(name)

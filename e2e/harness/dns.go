@@ -20,6 +20,23 @@ func ServeDNS(tb testing.TB, h *Host, name string, addrs ...netip.Addr) {
 			tb.Fatal(err)
 		}
 	})
+	serveDNS(tb, c, name+".", addrs)
+}
+
+// LocalDNS starts a name server on loopback that knows every name, at 127.0.0.1,
+// and returns its address.
+func LocalDNS(tb testing.TB) string {
+	tb.Helper()
+	c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	serveDNS(tb, c, "", []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})})
+	return c.LocalAddr().String()
+}
+
+// serveDNS answers for a name, with its dot; empty: for all.
+func serveDNS(tb testing.TB, c net.PacketConn, name string, addrs []netip.Addr) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		buf := make([]byte, 4096)
@@ -28,7 +45,7 @@ func ServeDNS(tb testing.TB, h *Host, name string, addrs ...netip.Addr) {
 			if err != nil {
 				return // closed below
 			}
-			if answer := answerDNS(buf[:n], name+".", addrs); answer != nil {
+			if answer := answerDNS(buf[:n], name, addrs); answer != nil {
 				_, _ = c.WriteTo(answer, from) // who asks asks again
 			}
 		}
@@ -50,7 +67,7 @@ func answerDNS(query []byte, name string, addrs []netip.Addr) []byte {
 		Header:    dnsmessage.Header{ID: q.ID, Response: true, Authoritative: true, RecursionDesired: q.RecursionDesired, RecursionAvailable: true},
 		Questions: q.Questions,
 	}
-	if asked.Name.String() != name {
+	if name != "" && asked.Name.String() != name {
 		a.RCode = dnsmessage.RCodeNameError
 	} else {
 		for _, addr := range addrs {

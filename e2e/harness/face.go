@@ -97,6 +97,7 @@ type Setup struct {
 	Domain    string   // in place of the face's own
 	Sites     string   // further sites, as a Caddyfile has them
 	Host      *Host    // where the edge runs; nil: here, on loopback
+	Strict    bool     // on a Host without TLS: agents are refused there, as by default
 }
 
 // HostedName is a name for which an edge with TLS has a certificate where it runs
@@ -111,10 +112,12 @@ type Footprint struct {
 	Goroutines  int
 	Descriptors int
 	Heap        int64 // live bytes after a collection
+	Stack       int64 // bytes of goroutines' stacks, those that are kept for later among them
+	Anonymous   int64 // bytes of the process that no file backs; 0 where that is not known
 }
 
 func (f Footprint) String() string {
-	return fmt.Sprintf("%d goroutines, %d descriptors, %d KiB of heap", f.Goroutines, f.Descriptors, f.Heap>>10)
+	return fmt.Sprintf("%d goroutines, %d descriptors, %d KiB of heap, %d KiB of stacks", f.Goroutines, f.Descriptors, f.Heap>>10, f.Stack>>10)
 }
 
 // Own starts a face for one test alone.

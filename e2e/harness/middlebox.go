@@ -163,7 +163,7 @@ func (b *Middlebox) serve(ctx context.Context, n *Network, c net.Conn, host stri
 				if name == "" {
 					name = host
 				}
-				return b.Authority.certify(name)
+				return b.Authority.Certify(name)
 			},
 		})
 		if secure.HandshakeContext(ctx) != nil {
@@ -263,8 +263,8 @@ func NewAuthority(tb testing.TB) *Authority {
 	return a
 }
 
-// certify returns a certificate for a name or an IP address.
-func (a *Authority) certify(name string) (*tls.Certificate, error) {
+// Certify returns a certificate for a name or an IP address.
+func (a *Authority) Certify(name string) (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if c := a.made[name]; c != nil {

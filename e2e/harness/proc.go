@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -113,6 +115,27 @@ func cleanEnv() []string {
 
 // PID is the process id.
 func (p *Proc) PID() int { return p.cmd.Process.Pid }
+
+// anonymous is the line of a process' memory that no file backs.
+var anonymous = regexp.MustCompile(`(?m)^Anonymous: +(\d+) kB`)
+
+// Holds counts the process' open descriptors, and the bytes of its memory that no
+// file backs; 0 where the kernel does not tell.
+func (p *Proc) Holds(tb testing.TB) (descriptors int, memory int64) {
+	tb.Helper()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", p.PID()))
+	if err != nil {
+		return len(fds), 0
+	}
+	if m := anonymous.FindSubmatch(rollup); m != nil {
+		memory, _ = strconv.ParseInt(string(m[1]), 10, 64) // digits
+	}
+	return len(fds), memory << 10
+}
 
 // Done is closed when the process has ended.
 func (p *Proc) Done() <-chan struct{} { return p.done }

@@ -209,7 +209,7 @@ func (e *edge) caddyfile() string {
 		}
 		tunnel = append(tunnel, "}")
 	}
-	if e.setup.Host != nil && !e.kind.tls {
+	if e.setup.Host != nil && !e.kind.tls && !e.setup.Strict {
 		tunnel = append(tunnel, "allow_plaintext")
 	}
 	tunnel = append(tunnel, "limits {")
@@ -457,30 +457,32 @@ func (e *edge) Dump(mark int) string {
 
 var goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
 var heapAlloc = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`)
+var stackInUse = regexp.MustCompile(`(?m)^# Stack = (\d+) /`)
 
 func (e *edge) Footprint(tb testing.TB) Footprint {
 	tb.Helper()
-	heap := e.adminNumber(tb, "/debug/pprof/heap?debug=1&gc=1", heapAlloc)
-	routines := e.adminNumber(tb, "/debug/pprof/goroutine?debug=1", goroutineTotal)
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", e.proc.PID()))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return Footprint{Goroutines: routines, Descriptors: len(fds), Heap: int64(heap)}
+	memory := e.adminNumbers(tb, "/debug/pprof/heap?debug=1&gc=1", heapAlloc, stackInUse)
+	routines := e.adminNumbers(tb, "/debug/pprof/goroutine?debug=1", goroutineTotal)
+	descriptors, anonymous := e.proc.Holds(tb)
+	return Footprint{Goroutines: int(routines[0]), Descriptors: descriptors, Heap: memory[0], Stack: memory[1], Anonymous: anonymous}
 }
 
-func (e *edge) adminNumber(tb testing.TB, path string, find *regexp.Regexp) int {
+// adminNumbers asks the admin API once, and finds a number for each pattern.
+func (e *edge) adminNumbers(tb testing.TB, path string, find ...*regexp.Regexp) (found []int64) {
 	tb.Helper()
 	status, body := e.Admin(tb, "GET", path, nil)
-	m := find.FindSubmatch(body)
-	if status != http.StatusOK || m == nil {
-		tb.Fatalf("admin %s: status %d, no %v", path, status, find)
+	for _, pattern := range find {
+		m := pattern.FindSubmatch(body)
+		if status != http.StatusOK || m == nil {
+			tb.Fatalf("admin %s: status %d, no %v", path, status, pattern)
+		}
+		n, err := strconv.ParseInt(string(m[1]), 10, 64)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		found = append(found, n)
 	}
-	n, err := strconv.Atoi(string(m[1]))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return n
+	return found
 }
 
 // Admin asks the admin API of the edge.

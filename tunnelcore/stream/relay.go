@@ -43,26 +43,22 @@ func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 		Abort(a)
 		Abort(b)
 	})
-	var directions, all sync.WaitGroup
-	join := func(dst, src net.Conn, n *int64) {
-		directions.Add(1)
-		all.Go(func() {
-			ended := sync.OnceFunc(directions.Done)
-			defer ended()
-			r.direction(dst, src, n, ended)
-		})
+	var clean bool // both directions have ended, and nothing was aborted
+	r.ended = func() {
+		if clean = stop(); clean {
+			a.Close()
+			b.Close()
+		}
 	}
-	join(b, a, &ab)
-	join(a, b, &ba)
-	directions.Wait()
-	if stop() { // both directions have ended, and nothing was aborted
-		a.Close()
-		b.Close()
-		all.Wait()
+	// The caller has a stack: one goroutine more is enough.
+	var other sync.WaitGroup
+	other.Go(func() { r.direction(a, b, &ba) })
+	r.direction(b, a, &ab)
+	other.Wait()
+	if clean {
 		return ab, ba, nil
 	}
 	<-aborted
-	all.Wait()
 	return ab, ba, context.Cause(ctx)
 }
 
@@ -70,21 +66,22 @@ type relay struct {
 	cancel context.CancelCauseFunc
 	ending atomic.Bool // one direction is about to end
 	half   atomic.Bool // it has
+	ended  func()      // both have: called once
 }
 
 // direction copies src to dst until src ends, and passes the end on. It calls
-// ended then, but stays to watch a stream that may still be aborted.
-func (r *relay) direction(dst, src net.Conn, n *int64, ended func()) {
+// ended if the other one has ended; else it stays to watch a stream that may still
+// be aborted.
+func (r *relay) direction(dst, src net.Conn, n *int64) {
 	if err := r.copy(dst, src, n); err != nil {
 		r.cancel(err)
 		return
 	}
 	if r.half.Swap(true) {
-		ended()
+		r.ended()
 		return
 	}
 	_ = dst.SetReadDeadline(time.Now().Add(HalfIdle)) // as in Relay
-	ended()
 	if s, ok := src.(*Stream); ok {
 		if err := s.awaitClose(); err != nil {
 			r.cancel(err)

@@ -107,9 +107,8 @@ func (v *visit) provide(c *stream.Stream) {
 		var refused *RefusedError
 		switch {
 		case err == nil:
-			if err := c.Attach(sock); err != nil { // it has just come to its end
-				v.debug(v.open, "transfer socket in vain", "error", err)
-			}
+			err := c.Attach(sock) // fails when it has just come to its end
+			v.debug(v.open, "transfer socket", "error", err)
 			return
 		case ctx.Err() != nil:
 			return
@@ -144,6 +143,9 @@ func (v *visit) transferSocket(ctx context.Context) (*socket.Socket, error) {
 	t := v.tunnel
 	if k := t.parking.take(); k != nil {
 		sock, err := k.attach(ctx, v.open, max(attachTime, 4*t.sock.RTT()))
+		if err == nil {
+			v.debug(v.open, "parked transfer socket attached")
+		}
 		if err == nil || ctx.Err() != nil {
 			return sock, err
 		}

@@ -30,18 +30,29 @@ func parseForward(s string) (agent.Forward, error) {
 	if options == "" {
 		return f, nil
 	}
+	seen := make(map[string]bool)
 	for option := range strings.SplitSeq(options, ",") {
 		name, value, _ := strings.Cut(option, "=")
+		if seen[name] {
+			return agent.Forward{}, fmt.Errorf("option %s is given twice", name)
+		}
+		seen[name] = true
 		switch name {
 		case "proxy_protocol":
 			if value != "v2" {
 				return agent.Forward{}, errors.New("proxy_protocol is v2 or absent")
 			}
 			f.ProxyProtocol = true
-		case "host", "pin":
-			return agent.Forward{}, fmt.Errorf("option %s is %w", name, agent.ErrNotBuilt)
+		case "host":
+			if value == "" {
+				return agent.Forward{}, errors.New("host wants a name, such as host=camera.local")
+			}
+			f.Host = value
+		case "pin":
+			return agent.Forward{}, fmt.Errorf("option pin is %w: the edge speaks TLS to the service, and version 1 of the protocol cannot tell it whom to expect; "+
+				"leave it out, and forward to this device itself or over a network that you trust", agent.ErrNotBuilt)
 		default:
-			return agent.Forward{}, fmt.Errorf("no option %q; there is: proxy_protocol=v2", name)
+			return agent.Forward{}, fmt.Errorf("no option %q; there are: host=NAME, proxy_protocol=v2", name)
 		}
 	}
 	return f, nil

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -10,14 +11,20 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
+
+	"github.com/iottunnel/iottunnel/agent/internal/service"
 )
 
 // Exit statuses.
 const (
 	exitOK          = 0 // stopped by a signal
 	exitUsage       = 2 // usage or configuration
-	exitRefused     = 3 // with --once: the edge refused
-	exitUnreachable = 4 // with --once: no edge was reached
+	exitRefused     = 3 // with --once, and check: the edge refused
+	exitUnreachable = 4 // with --once, and check: no edge was reached; check: nor a service
+	exitFailed      = 1 // service: it could not be done
+	exitStopped     = 3 // service status: not running
+	exitAbsent      = 4 // service status: not installed
 )
 
 func main() {
@@ -27,6 +34,7 @@ func main() {
 // command does what args say and returns the exit status.
 func command(args, environ []string, stdout, stderr io.Writer) int {
 	name, o, err := parse(args, environ)
+	status := exitOK
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		io.WriteString(stdout, help(name))
@@ -34,24 +42,32 @@ func command(args, environ []string, stdout, stderr io.Writer) int {
 	case err != nil:
 	case name == "help":
 		io.WriteString(stdout, help(""))
-		return exitOK
 	case name == "version":
 		fmt.Fprintf(stdout, "iottunnel-agent %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-		return exitOK
 	case name == "run":
-		var status int
-		if status, err = run(o, stdout, stderr); err == nil {
+		status = service.Run(stderr, func(ctx context.Context, log io.Writer) (status int) {
+			if status, err = run(ctx, o, stdout, log); err != nil {
+				fmt.Fprintf(log, "iottunnel-agent: %v\n", err)
+				return exitUsage
+			}
 			return status
-		}
+		})
+		return status
+	case name == "check":
+		status, err = runCheck(o, stdout, stderr)
+	case name == "service":
+		status, err = runService(o, stdout, stderr)
 	case name == "":
-		err = errors.New("no command; there are: run, version")
+		err = &usageError{errors.New("no command; there are: " + commands)}
 	default:
-		err = fmt.Errorf("no command %q; there are: run, version", name)
+		err = &usageError{fmt.Errorf("no command %q; there are: %s", name, commands)}
+	}
+	if err == nil {
+		return status
 	}
 	fmt.Fprintf(stderr, "iottunnel-agent: %v\n", err)
-	var usage *usageError
-	if errors.As(err, &usage) || name != "run" {
-		fmt.Fprintln(stderr, "Run `iottunnel-agent --help` for how it is used.")
+	if usage := new(usageError); errors.As(err, &usage) {
+		fmt.Fprintln(stderr, "Run `"+strings.TrimSpace("iottunnel-agent "+documented(name))+" --help` for how it is used.")
 	}
 	return exitUsage
 }

@@ -74,8 +74,8 @@ func TestExitStatus(t *testing.T) {
 		code           int
 		stdout, stderr string // parts
 	}{
-		{nil, exitUsage, "", "no command; there are: run, version"},
-		{[]string{"connect"}, exitUsage, "", `no command "connect"; there are: run, version`},
+		{nil, exitUsage, "", "no command; there are: run, check, service, version"},
+		{[]string{"connect"}, exitUsage, "", `no command "connect"; there are: run, check, service, version`},
 		{[]string{"--help"}, exitOK, "iottunnel-agent run ", ""},
 		{[]string{"run", "-h"}, exitOK, "--token-file FILE", ""},
 		{[]string{"version"}, exitOK, "iottunnel-agent ", ""},
@@ -92,8 +92,18 @@ func TestExitStatus(t *testing.T) {
 		{run("--server", "wss://a", "--redirect-to", "com"), exitUsage, "", `iottunnel-agent: --redirect-to: "com" is not a domain`},
 		{run("--server", "wss://a", "--forward", "80"), exitUsage, "", "iottunnel-agent: --forward: port 80 is given twice"},
 		{run("--server", "wss://a", "--profile", "fast"), exitUsage, "", `iottunnel-agent: --profile: "fast" is not one: full, basic or inline`},
-		{run("--server", "wss://a", "--status", ":80"), exitUsage, "", "--status: not in this build yet"},
-		{run("--server", "wss://a", "--device", "cam-{mac}"), exitUsage, "", "not in this build yet"},
+		{run("--server", "wss://a", "--status", "9180"), exitUsage, "", `iottunnel-agent: --status: "9180" is not ADDRESS:PORT, such as 127.0.0.1:9180`},
+		{run("--server", "wss://a", "--device", "cam-{max}"), exitUsage, "", "iottunnel-agent: --device: {max}: there is no such placeholder"},
+		{run("--server", "wss://a", "--output", "json"), exitUsage, "", "--output belongs to check"},
+		{run("--server", "wss://a", "--forward", "81/tcp=a:1,host=b"), exitUsage, "", "iottunnel-agent: --forward: port 81: another Host is possible on kind http alone"},
+		{[]string{"help", "service"}, exitOK, "iottunnel-agent service install", ""},
+		{[]string{"check"}, exitUsage, "", "--server is needed"},
+		{[]string{"check", "--output", "xml"}, exitUsage, "", `--output: "xml" is not text or json`},
+		{[]string{"service"}, exitUsage, "", `service: "" is not one of: install, uninstall, start, stop, status`},
+		{[]string{"service", "restart"}, exitUsage, "", `service: "restart" is not one of`},
+		{[]string{"service", "start", "now"}, exitUsage, "", `service: unexpected argument "now"`},
+		{[]string{"service", "start", "--device", "a"}, exitUsage, "", "service start takes no --device: what the service does was said to install"},
+		{[]string{"service", "status", "--manager", "upstart"}, exitUsage, "", `"upstart" is not a service manager`},
 		{run("--server", "wss://a", "--heartbeat", "5s"), exitUsage, "", "iottunnel-agent: --heartbeat: 5s is not from 10s to 15m0s"},
 		{run("--server", "wss://a", "--token-file", "/nowhere"), exitUsage, "", "--token-file: open /nowhere"},
 		{run("--server", "wss://a", "--ca", "main.go"), exitUsage, "", "--ca: main.go holds no certificate"},
@@ -208,8 +218,13 @@ func TestHelpNamesEachFlag(t *testing.T) {
 		documented[name[1]] = true
 	}
 	new(options).flags().VisitAll(func(f *flag.Flag) {
-		// --status is refused as long as there is nothing behind it.
-		if !documented[f.Name] && f.Name != "c" && f.Name != "status" {
+		if _, special := only[f.Name]; special {
+			if text := checkHelp + serviceHelp; !strings.Contains(text, "\n  --"+f.Name+" ") {
+				t.Errorf("--%s is not in the help", f.Name)
+			}
+			return
+		}
+		if !documented[f.Name] && f.Name != "c" {
 			t.Errorf("--%s is not in the help", f.Name)
 		}
 		delete(documented, f.Name)
@@ -217,7 +232,7 @@ func TestHelpNamesEachFlag(t *testing.T) {
 	for name := range documented {
 		t.Errorf("the help names --%s, which does not exist", name)
 	}
-	sc := bufio.NewScanner(strings.NewReader(mainHelp + runHelp))
+	sc := bufio.NewScanner(strings.NewReader(mainHelp + runHelp + checkHelp + serviceHelp))
 	for sc.Scan() {
 		if len(sc.Text()) > 90 {
 			t.Errorf("a line of the help is too long: %s", sc.Text())
@@ -233,8 +248,10 @@ func TestPrecedence(t *testing.T) {
 		}
 	}
 	write("server: [wss://file-1, wss://file-2]\ndevice: of-the-file\nforward:\n- 80\n- 81\nmax_backoff: 10s\nonce: true\nlog_level: debug\n")
-	env := []string{"IOTTUNNEL_DEVICE=of-the-environment", "IOTTUNNEL_FORWARD=82 83=127.0.0.1:1,proxy_protocol=v2", "IOTTUNNEL_TOKEN=t",
-		"IOTTUNNEL_ONCE=false", "IOTTUNNEL_PROXY=", "IOTTUNNEL_UNKNOWN=1"}
+	env := []string{
+		"IOTTUNNEL_DEVICE=of-the-environment", "IOTTUNNEL_FORWARD=82 83=127.0.0.1:1,proxy_protocol=v2", "IOTTUNNEL_TOKEN=t",
+		"IOTTUNNEL_ONCE=false", "IOTTUNNEL_PROXY=", "IOTTUNNEL_UNKNOWN=1",
+	}
 	name, o, err := parse([]string{"--server", "wss://flag", "run", "-c", file, "--log-format=json"}, env)
 	if err != nil || name != "run" {
 		t.Fatal(name, err)
@@ -329,10 +346,11 @@ func TestParseForward(t *testing.T) {
 		"8081/http=printer.lan:80":       {Port: 8081, Kind: agent.HTTP, Target: "printer.lan:80"},
 		"22=[::1]:22,proxy_protocol=v2":  {Port: 22, Kind: agent.TCP, Target: "[::1]:22", ProxyProtocol: true},
 		"22,proxy_protocol=v2":           {Port: 22, Kind: agent.TCP, Target: "127.0.0.1:22", ProxyProtocol: true},
+		"80,host=cam.lan":                {Port: 80, Kind: agent.HTTP, Target: "127.0.0.1:80", Host: "cam.lan"},
 		"65535/https=192.168.1.20:65535": {Port: 65535, Kind: agent.HTTPS, Target: "192.168.1.20:65535"},
 	} {
 		f, err := parseForward(text)
-		if err != nil || f.Port != want.Port || f.Kind != want.Kind || f.Target != want.Target || f.ProxyProtocol != want.ProxyProtocol {
+		if err != nil || f.Port != want.Port || f.Kind != want.Kind || f.Target != want.Target || f.ProxyProtocol != want.ProxyProtocol || f.Host != want.Host {
 			t.Errorf("%s: %+v, %v", text, f, err)
 		}
 	}
@@ -345,9 +363,10 @@ func TestParseForward(t *testing.T) {
 		"80=8080":                  "is not HOST:PORT",
 		"80=:8080":                 "is not HOST:PORT",
 		"80=a:b":                   "is not HOST:PORT",
-		"80=a:80,speed=fast":       `no option "speed"; there is: proxy_protocol=v2`,
+		"80=a:80,speed=fast":       `no option "speed"; there are: host=NAME, proxy_protocol=v2`,
 		"80=a:80,proxy_protocol":   "proxy_protocol is v2",
-		"80=a:80,host=b":           "option host is not in this build yet",
+		"80=a:80,host":             "host wants a name",
+		"80,host=a,host=b":         "option host is given twice",
 		"443=a:443,pin=00":         "option pin is not in this build yet",
 		"80=a:80,proxy_protocol=1": "proxy_protocol is v2",
 	} {

@@ -36,8 +36,19 @@ type options struct {
 	logFormat          string
 	once               bool
 
-	said map[string]string // flag → how the strongest source names it
+	// Of some commands only, and on the command line alone: see only.
+	output  string
+	user    string
+	manager string
+	print   bool
+
+	action string            // the word behind the command, of service
+	said   map[string]string // flag → how the strongest source names it
+	given  map[string]bool   // flags that were set, by whatever source
 }
+
+// only are the flags that one command has for itself.
+var only = map[string]string{"output": "check", "user": "service install", "manager": "service", "print": "service install"}
 
 // name is what a setting is called where it was set, or would be.
 func (o *options) name(flag string) string {
@@ -91,6 +102,10 @@ func (o *options) flags() *flag.FlagSet {
 	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "")
 	fs.StringVar(&o.logFormat, "log-format", "text", "")
 	fs.BoolVar(&o.once, "once", false, "")
+	fs.StringVar(&o.output, "output", "text", "")
+	fs.StringVar(&o.user, "user", "", "")
+	fs.StringVar(&o.manager, "manager", "", "")
+	fs.BoolVar(&o.print, "print", false, "")
 	return fs
 }
 
@@ -120,16 +135,20 @@ func parse(args, environ []string) (name string, o *options, err error) {
 	// The file is named by what is stronger than it.
 	o = new(options)
 	given := o.flags()
-	if name, err = o.parseOnto(given, args); err != nil || name != "run" {
+	name, err = o.parseOnto(given, args)
+	if err == nil {
+		err = misplaced(name, o.action, given)
+	}
+	configured := name == "run" || name == "check" || name == "service" && o.action == "install"
+	if err != nil || !configured {
 		return name, o, err
 	}
 	file := o.configFile
 	if file == "" {
 		file = env["IOTTUNNEL_CONFIG"]
 	}
-	o = new(options)
+	o = &options{said: make(map[string]string), given: make(map[string]bool)}
 	fs := o.flags()
-	o.said = make(map[string]string)
 	if file != "" {
 		if err := readFile(fs, o, file); err != nil {
 			return name, nil, err
@@ -142,9 +161,12 @@ func parse(args, environ []string) (name string, o *options, err error) {
 	o.stronger()
 	given.Visit(func(f *flag.Flag) { delete(o.said, f.Name) })
 	name, err = o.parseOnto(fs, args)
+	o.configFile = file
+	fs.Visit(func(f *flag.Flag) { o.given[f.Name] = true })
 	return name, o, err
 }
 
+// parseOnto reads the command line, and returns the command.
 func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err error) {
 	for {
 		if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -155,11 +177,33 @@ func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err e
 		switch {
 		case fs.NArg() == 0:
 			return name, nil
-		case name != "":
+		case name == "":
+			name = fs.Arg(0)
+		case name == "service" && o.action == "":
+			o.action = fs.Arg(0)
+		case name == "help":
+		default:
 			return name, &usageError{fmt.Errorf("%s: unexpected argument %q", name, fs.Arg(0))}
 		}
-		name, args = fs.Arg(0), fs.Args()[1:]
+		if name == "help" && fs.NArg() > 1 { // help COMMAND
+			return fs.Arg(1), flag.ErrHelp
+		}
+		args = fs.Args()[1:]
 	}
+}
+
+// misplaced finds a flag that the command does not have.
+func misplaced(name, action string, given *flag.FlagSet) (err error) {
+	command := strings.TrimSpace(name + " " + action)
+	given.Visit(func(f *flag.Flag) {
+		switch owner, special := only[f.Name]; {
+		case special && command != owner && name != owner:
+			err = &usageError{fmt.Errorf("--%s belongs to %s", f.Name, owner)}
+		case !special && name == "service" && action != "install":
+			err = &usageError{fmt.Errorf("%s takes no --%s: what the service does was said to install", command, f.Name)}
+		}
+	})
+	return err
 }
 
 // dashes writes flags in messages of package flag as they are documented.
@@ -180,7 +224,7 @@ func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err e
 	fs.VisitAll(func(f *flag.Flag) {
 		key := "IOTTUNNEL_" + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value := env[key]
-		if value == "" || err != nil || f.Name == "c" || f.Name == "config" {
+		if value == "" || err != nil || !isSetting(f.Name) {
 			return
 		}
 		values := []string{value}
@@ -225,7 +269,7 @@ func apply(fs *flag.FlagSet, s setting, seen map[string]bool) error {
 	switch {
 	case s.key == "token":
 		return &lineError{s.line, "a token does not stand in this file: name its own with token_file"}
-	case f == nil || strings.Contains(s.key, "-") || s.key == "c" || s.key == "config":
+	case f == nil || strings.Contains(s.key, "-") || !isSetting(f.Name):
 		return &lineError{s.line, fmt.Sprintf("unknown key %q; there are: %s", s.key, strings.Join(keys(fs), ", "))}
 	case seen[s.key]:
 		return &lineError{s.line, s.key + " is given twice"}
@@ -234,11 +278,17 @@ func apply(fs *flag.FlagSet, s setting, seen map[string]bool) error {
 	}
 	seen[s.key] = true
 	for _, v := range s.values {
-		if err := f.Value.Set(v.text); err != nil {
+		if err := fs.Set(f.Name, v.text); err != nil {
 			return &lineError{v.line, fmt.Sprintf("%s: %q: %v", s.key, v.text, err)}
 		}
 	}
 	return nil
+}
+
+// isSetting reports whether file and environment know the flag.
+func isSetting(name string) bool {
+	_, special := only[name]
+	return !special && name != "c" && name != "config"
 }
 
 func isList(f *flag.Flag) (*list, bool) {
@@ -252,7 +302,7 @@ func isList(f *flag.Flag) (*list, bool) {
 func keys(fs *flag.FlagSet) []string {
 	var keys []string
 	fs.VisitAll(func(f *flag.Flag) {
-		if f.Name != "c" && f.Name != "config" {
+		if isSetting(f.Name) {
 			keys = append(keys, strings.ReplaceAll(f.Name, "-", "_"))
 		}
 	})

@@ -8,9 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
-	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -21,11 +18,13 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/agent/internal/deviceid"
+	"github.com/iottunnel/iottunnel/agent/internal/monitor"
 )
 
-// run keeps a tunnel up until a signal, or with --once until it fails. An error
-// is the configuration's.
-func run(o *options, stdout, stderr io.Writer) (status int, err error) {
+// run keeps a tunnel up until ctx ends or a signal comes, or with --once until it
+// fails. An error is the configuration's.
+func run(ctx context.Context, o *options, stdout, stderr io.Writer) (status int, err error) {
 	started := keepSmall()
 	config, err := o.config(stderr)
 	if err != nil {
@@ -39,8 +38,13 @@ func run(o *options, stdout, stderr io.Writer) (status int, err error) {
 	if err != nil {
 		return 0, o.named(err)
 	}
-	ctx, stop := context.WithCancel(context.Background())
+	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	watched, err := o.watch(a, config)
+	if err != nil {
+		return 0, err
+	}
+	defer watched() // after the tunnel's end
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() { // ends with the process
@@ -54,6 +58,29 @@ func run(o *options, stdout, stderr io.Writer) (status int, err error) {
 		return exitStatus(err), nil
 	}
 	return exitOK, nil
+}
+
+// watch serves --status, if it is given, until the function that it returns is
+// called.
+func (o *options) watch(a *agent.Agent, c agent.Config) (end func(), err error) {
+	if o.status == "" {
+		return func() {}, nil
+	}
+	s, err := monitor.Listen(o.status, monitor.About{
+		Device: c.Device, Version: version(), Started: time.Now(), Forwards: c.Forwards, Status: a.Status,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.name("status"), err)
+	}
+	c.Logger.Info("status page", "url", "http://"+s.Addr().String()+"/")
+	if !s.Local() {
+		c.Logger.Warn("the status page is open to all who reach this address, and tells them about this device; "+
+			"127.0.0.1 would keep it to the device", "setting", o.name("status"), "address", s.Addr().String())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.Serve(ctx) }()
+	return func() { cancel(); <-done }, nil
 }
 
 // Garbage that is collected at a growth of the heap of so many per cent. Reading
@@ -118,14 +145,10 @@ func (o *options) named(err error) error {
 func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	none := agent.Config{}
 	switch {
-	case o.status != "":
-		return none, fmt.Errorf("%s: %w", o.name("status"), agent.ErrNotBuilt)
 	case len(o.servers.values) == 0:
 		return none, errors.New("--server is needed, such as wss://edge.example.com")
 	case o.device == "":
-		return none, errors.New("--device is needed: the id of this device")
-	case strings.ContainsAny(o.device, "{}"):
-		return none, fmt.Errorf("%s: templates such as {mac} are %w; write the id out", o.name("device"), agent.ErrNotBuilt)
+		return none, errors.New("--device is needed: the id of this device, such as cam-17, or cam-{mac}")
 	case len(o.forwards.values) == 0:
 		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
 	}
@@ -133,9 +156,15 @@ func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	if err != nil {
 		return none, err
 	}
+	device := o.device
+	if deviceid.IsTemplate(device) {
+		if device, err = deviceid.This().Expand(device); err != nil {
+			return none, fmt.Errorf("%s: %w", o.name("device"), err)
+		}
+	}
 	c := agent.Config{
 		Servers:        o.servers.values,
-		Device:         o.device,
+		Device:         device,
 		Token:          o.token,
 		AllowPlaintext: o.allowPlaintext,
 		RedirectTo:     o.redirectTo.values,
@@ -244,37 +273,4 @@ func (o *options) tls() (*tls.Config, error) {
 		c.Certificates = []tls.Certificate{cert}
 	}
 	return c, nil
-}
-
-// dnsTimeout bounds the connection to a name server.
-const dnsTimeout = 5 * time.Second
-
-// resolver asks the name servers at addrs, each of which may be a list; nil, the
-// system's, when there are none.
-func resolver(addrs []string) (*net.Resolver, error) {
-	var servers []string
-	for _, list := range addrs {
-		for s := range strings.SplitSeq(list, ",") {
-			addr, err := netip.ParseAddr(s)
-			if err == nil {
-				servers = append(servers, netip.AddrPortFrom(addr, 53).String())
-				continue
-			}
-			ap, err := netip.ParseAddrPort(s)
-			if err != nil {
-				return nil, fmt.Errorf("%q is not an IP address, with or without a port", s)
-			}
-			servers = append(servers, ap.String())
-		}
-	}
-	if servers == nil {
-		return nil, nil
-	}
-	return &net.Resolver{
-		PreferGo: true,
-		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			d := net.Dialer{Timeout: dnsTimeout}
-			return d.DialContext(ctx, network, servers[rand.N(len(servers))])
-		},
-	}, nil
 }

@@ -97,8 +97,10 @@ func TestYAMLRefuses(t *testing.T) {
 
 // What is accepted means the same to a YAML library.
 func FuzzYAMLIsYAML(f *testing.F) {
-	for _, text := range []string{"", "a: b", "a:\n- b\n- 'c' # d\n", "a: [b, \"c\"]", "a: 1\nb: x # y\n", "a: -1", "a: .5", "a: 0x1F", "a: 2001-01-01", "a: <<", "a: =", "a: é",
-		"a: a#b", "a: [ ]", "a: [b:c, d://e:1]", "a: [:b, b:, c]", "a: 'b''c'", "a: \"b\\\"\"", "a-b_c: d", "---\na: b", "a: on", "a: b?", "a: b,c", "a: b]", "a: b - c", "a: -", "a: --- b", "a: a\\b"} {
+	for _, text := range []string{
+		"", "a: b", "a:\n- b\n- 'c' # d\n", "a: [b, \"c\"]", "a: 1\nb: x # y\n", "a: -1", "a: .5", "a: 0x1F", "a: 2001-01-01", "a: <<", "a: =", "a: é",
+		"a: a#b", "a: [ ]", "a: [b:c, d://e:1]", "a: [:b, b:, c]", "a: 'b''c'", "a: \"b\\\"\"", "a-b_c: d", "---\na: b", "a: on", "a: b?", "a: b,c", "a: b]", "a: b - c", "a: -", "a: --- b", "a: a\\b",
+	} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

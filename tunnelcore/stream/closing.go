@@ -153,19 +153,13 @@ func (c *Stream) finish(clean bool) {
 func (c *Stream) awaitClose() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
-	s := c.s
-	if !c.inDirect {
-		var err error
-		if s, err = c.awaitSocket(); s == nil {
-			return err
-		}
+	s, err := c.awaitSocket()
+	if s == nil {
+		return err
 	}
 	c.reading.Store(true)
 	defer c.reading.Store(false)
-	for {
-		if c.closed.Load() {
-			return nil
-		}
+	for !c.closed.Load() {
 		// Left where it is: with `reuse` it may be for the next stream.
 		_, err := s.Peek()
 		switch {
@@ -183,4 +177,5 @@ func (c *Stream) awaitClose() error {
 			return c.readFailed(err)
 		}
 	}
+	return nil
 }

@@ -45,7 +45,7 @@ type early struct {
 	sending  bool        // a frame is on its way: others wait
 	tried    bool        // some of what was written may have been sent
 	resetDue bool        // after that
-	turn     socket.Turn // of it
+	turn     socket.Turn // of what is written
 	timer    *time.Timer // sends open, or wants a transfer socket
 
 	moved    bool          // Options.Moved was called, or will not be
@@ -102,7 +102,8 @@ func (c *Stream) openLate() {
 	c.opts.Owner.Add(1)
 	defer c.opts.Owner.Done()
 	defer c.mu.Unlock()
-	_ = c.frameLocked(0, nil) // the next write fails too
+	var turn socket.Turn             // a deadline of writes does not give it up
+	_ = c.frameLocked(&turn, 0, nil) // the next write fails too
 }
 
 // wantLate is called when the stream has lasted.
@@ -389,7 +390,8 @@ func (c *Stream) Attach(s *socket.Socket) error {
 	if e.out == onControl && e.err == nil && !c.over {
 		// What follows on the transfer socket need not wait for `move` to be sent.
 		e.out, e.tried = onTransfer, true
-		_ = c.frameLocked(wire.FrameMove, nil) // a broken control socket ends, and the stream with it
+		var turn socket.Turn                          // neither Close nor a deadline gives it up
+		_ = c.frameLocked(&turn, wire.FrameMove, nil) // a broken control socket ends, and the stream with it
 	}
 	c.movedLocked()
 	moved, kept := c.leftLocked()
@@ -417,7 +419,7 @@ func (c *Stream) unfitLocked() error {
 
 // frameLocked sends a frame of the stream, and `open` ahead if that is due; kind 0
 // is `open` alone. No other may be on its way. It lets go of mu meanwhile.
-func (c *Stream) frameLocked(k wire.FrameKind, payload []byte) error {
+func (c *Stream) frameLocked(turn *socket.Turn, k wire.FrameKind, payload []byte) error {
 	e := c.e
 	open := e.open
 	e.open = nil
@@ -427,7 +429,7 @@ func (c *Stream) frameLocked(k wire.FrameKind, payload []byte) error {
 	tried := e.tried
 	e.sending, e.tried = true, tried || k == wire.FrameData
 	c.mu.Unlock()
-	err := e.mux.send(&e.turn, open, k, e.number, payload)
+	err := e.mux.send(turn, open, k, e.number, payload)
 	c.mu.Lock()
 	e.sending = false
 	if errors.Is(err, socket.ErrGaveUp) {
@@ -519,12 +521,12 @@ func (c *Stream) writeEarly(p []byte) (int, error) {
 			n := min(len(p), e.credit, wire.MaxFrame, c.opts.MessageMax-wire.FrameHeader)
 			e.credit -= n
 			c.spentLocked()
-			if err := c.frameLocked(wire.FrameData, p[:n]); err != nil {
+			if err := c.frameLocked(&e.turn, wire.FrameData, p[:n]); err != nil {
 				return 0, c.writeFailed(c.whyLocked(err))
 			}
 			return n, nil
 		case e.open != nil:
-			if err := c.frameLocked(0, nil); err != nil {
+			if err := c.frameLocked(&e.turn, 0, nil); err != nil {
 				return 0, c.writeFailed(c.whyLocked(err))
 			}
 			continue
@@ -574,7 +576,7 @@ func (c *Stream) endEarly() error {
 		case !e.sending && c.s == nil:
 			// Ended before it is sent: the peer may answer at once.
 			e.out = ended
-			if err := c.frameLocked(wire.FrameFin, nil); err != nil {
+			if err := c.frameLocked(&e.turn, wire.FrameFin, nil); err != nil {
 				return c.whyLocked(err)
 			}
 			c.unwantedLocked()
@@ -595,7 +597,7 @@ func (c *Stream) awaitSocket() (*socket.Socket, error) {
 		switch {
 		case c.closed.Load():
 			return nil, nil
-		case e.err != nil:
+		case e != nil && e.err != nil:
 			return nil, c.readFailed(e.err)
 		case c.s != nil:
 			return c.s, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -18,6 +19,7 @@ type link struct {
 	reuse       bool
 	edge, agent *muxEnd
 	next        uint32
+	hold        *atomic.Pointer[chan struct{}] // of the edge's connection; see late
 }
 
 // muxEnd is one of the two.

@@ -203,6 +203,72 @@ func TestEarlyDeadlines(t *testing.T) {
 	})
 }
 
+// A control socket that is busy: what has to be said of a stream is said when its
+// turn comes, whatever deadlines do meanwhile.
+func TestBusyControlSocket(t *testing.T) {
+	busy := func(l *link) (free func()) {
+		held := make(chan struct{})
+		l.hold.Store(&held)
+		go l.edge.sock.WriteMessage(socket.Binary, wire.AppendFrameHeader(nil, 99, 99)) // of no stream
+		synctest.Wait()
+		return func() { close(held) }
+	}
+	held := func(body func(t *testing.T, l *link)) {
+		synctest.Test(t, func(t *testing.T) {
+			client, server := net.Pipe()
+			slow := &late{Conn: server}
+			l := linkOn(t, client, slow, "pipe", MuxOptions{}, false)
+			l.hold = &slow.hold
+			body(t, l)
+			l.close()
+		})
+	}
+	held(func(t *testing.T, l *link) { // Close while `move` waits
+		edge, agent := l.pair(100)
+		free := busy(l)
+		a, e := l.transfer()
+		attached := make(chan error, 1)
+		go func() { attached <- edge.Attach(e) }()
+		synctest.Wait()
+		start := time.Now()
+		edge.Close()
+		synctest.Wait()
+		free()
+		if err := errors.Join(<-attached, agent.Attach(a)); err != nil {
+			t.Error(err)
+		}
+		if got := readAll(agent); got != (result{}) {
+			t.Errorf("%+v", got)
+		}
+		agent.Close()
+		agent.opts.Owner.Wait()
+		edge.opts.Owner.Wait()
+		if took := time.Since(start); took != 0 {
+			t.Errorf("took %v", took)
+		}
+	})
+	held(func(t *testing.T, l *link) { // a deadline while `open` waits
+		free := busy(l)
+		edge, n := l.open(100)
+		time.Sleep(2 * openTime)
+		edge.SetDeadline(time.Now())
+		synctest.Wait()
+		edge.SetDeadline(time.Time{})
+		free()
+		l.accept(n)
+	})
+	held(func(t *testing.T, l *link) { // an abort while `open` waits
+		free := busy(l)
+		edge, n := l.open(100)
+		time.Sleep(2 * openTime)
+		edge.Abort()
+		free()
+		if got := readAll(l.accept(n)); !errors.Is(got.err, ErrAborted) {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
 // A closed stream waits for the peer's end, and not for ever.
 func TestEarlyLinger(t *testing.T) {
 	for _, attached := range []bool{false, true} {

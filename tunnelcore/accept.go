@@ -26,7 +26,11 @@ const arrivalBurst, arrivalRate = 30, 0.5
 // so that nothing of the request is kept alive. from is the agent's address, as
 // the host trusts it.
 func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr) {
-	if !h.begin() {
+	begin := h.begin
+	if r.URL.Path == wire.TransferPath {
+		begin = h.beginTransfer
+	}
+	if !begin() {
 		h.refuse(w, r, from, stopping)
 		return
 	}

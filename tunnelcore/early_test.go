@@ -344,18 +344,32 @@ func TestEarlySilence(t *testing.T) {
 	wantCode(t, err, wire.DeviceTimeout)
 	a.frames(frame{wire.FrameReset, o.Stream, ""})
 	v.Close()
+	e.idle()
+}
 
-	// One that has said something, or has got a transfer socket, may be slow.
+// One that has said something, or has got a transfer socket, may be slow.
+func TestEarlySlow(t *testing.T) {
+	e := startEdge(t, nil)
+	a := e.connect(offering("cam-17", wire.Early))
+	tunnel := e.tunnel("cam-17")
+	opening := func(o *wire.Open) *opening {
+		tunnel.mu.Lock()
+		defer tunnel.mu.Unlock()
+		return tunnel.opening[o.ID]
+	}
 	v1, o1 := a.begin("one")
 	a.say(frame{wire.FrameData, o1.Stream, "x"})
 	reads(t, v1, "x")
+	opening(o1).silent()
+	a.say(frame{wire.FrameData, o1.Stream, "y"})
+	reads(t, v1, "y")
 	v2, o2 := a.begin("two")
+	second := opening(o2)
 	s := a.fetch(o2)
 	a.frames(frame{wire.FrameMove, o2.Stream, ""})
-	time.Sleep(100 * time.Millisecond) // nothing happens: nothing to wait for
-	a.say(frame{wire.FrameData, o1.Stream, "y"}, frame{wire.FrameMove, o2.Stream, ""})
+	second.silent()
+	a.say(frame{wire.FrameMove, o2.Stream, ""})
 	binary(t, s, "z")
-	reads(t, v1, "y")
 	reads(t, v2, "z")
 }
 
@@ -650,11 +664,26 @@ func TestEarlyShutdown(t *testing.T) {
 	s := a.fetch(o)
 	a.frames(frame{wire.FrameMove, o.Stream, ""})
 	a.say(frame{wire.FrameMove, o.Stream, ""})
+	short, o := a.begin("two")
+	late, o3 := a.begin("three")
 	done := make(chan error, 1)
 	go func() { done <- e.hub.Shutdown(context.Background()) }()
+	eventually(t, "the hub stops", e.hub.isStopping)
+	// What would end with the tunnel is waited for, and may still move.
+	s3 := a.fetch(o3)
+	a.frames(frame{wire.FrameMove, o3.Stream, ""})
+	a.say(frame{wire.FrameData, o.Stream, "answer"}, frame{wire.FrameFin, o.Stream, ""})
+	reads(t, short, "answer")
+	ends(t, short)
+	short.Close()
+	a.frames(frame{wire.FrameFin, o.Stream, ""})
+	a.say(frame{wire.FrameMove, o3.Stream, ""})
 	if c := a.closed(); c.Code != wire.CloseRestart {
 		t.Errorf("close: %v", c)
 	}
+	binary(t, s3, "answer")
+	reads(t, late, "answer")
+	late.Abort()
 	binary(t, s, "still here")
 	reads(t, moved, "still here")
 	moved.Abort()

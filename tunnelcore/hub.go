@@ -78,7 +78,8 @@ type Hub struct {
 
 	// mu guards what follows.
 	mu       sync.Mutex
-	stopping bool
+	stopping bool                 // nothing new is taken
+	closed   bool                 // and nothing goes on
 	devices  map[string]*device   // those with a tunnel, with streams, or just gone
 	gone     map[*device]struct{} // those of devices without a tunnel
 	tunnels  map[string]*tunnel   // by tunnel id
@@ -162,7 +163,7 @@ func (h *Hub) Update(s Settings) {
 			}
 		}
 		if h.settings.Load().renames(old) {
-			h.closeAll(h.ctx, "hostnames have changed", renameTime)
+			h.closeAll(h.ctx, h.ctx, "hostnames have changed", renameTime)
 			return
 		}
 		for _, t := range all {
@@ -177,17 +178,21 @@ func (s *Settings) renames(old *Settings) bool {
 }
 
 // closeAll tells the agents of all tunnels to come back, spread over d; the rest
-// at once when ctx ends.
-func (h *Hub) closeAll(ctx context.Context, why string, d time.Duration) {
+// at once when unhurried ends. Streams that would end with their tunnel may go on
+// for a while, until patient ends.
+func (h *Hub) closeAll(unhurried, patient context.Context, why string, d time.Duration) {
 	all := h.live()
 	for i, t := range all {
-		t.closeSoon(wire.CloseRestart, why)
+		h.wg.Go(func() {
+			t.settle(patient)
+			t.close(wire.CloseRestart, why)
+		})
 		if i == len(all)-1 {
 			return
 		}
 		pause := time.NewTimer(min(d/time.Duration(len(all)), time.Second))
 		select {
-		case <-ctx.Done():
+		case <-unhurried.Done():
 		case <-pause.C:
 		}
 		pause.Stop()
@@ -227,6 +232,18 @@ func (h *Hub) begin() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stopping {
+		return false
+	}
+	h.wg.Add(1)
+	return true
+}
+
+// beginTransfer is begin for a transfer socket: streams that live may get one while
+// Shutdown waits for them.
+func (h *Hub) beginTransfer() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
 		return false
 	}
 	h.wg.Add(1)
@@ -324,10 +341,11 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	defer h.patient.cancel()
 	defer context.AfterFunc(ctx, h.patient.cancel)()
 	h.ports.close()
-	h.closeAll(h.unhurried.ctx, "edge is stopping", spread)
+	h.closeAll(h.unhurried.ctx, h.patient.ctx, "edge is stopping", spread)
 	h.waitForStreams(h.patient.ctx)
 	h.cancel()
 	h.mu.Lock()
+	h.closed = true
 	devices := make([]*device, 0, len(h.devices))
 	for _, d := range h.devices {
 		devices = append(devices, d)

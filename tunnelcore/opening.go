@@ -28,10 +28,11 @@ type opening struct {
 
 	// With early. What is not set before the opening is in the map is guarded by
 	// tunnel.mu.
-	stream *stream.Stream
-	credit int         // reserved
-	over   bool        // the stream is
-	late   *time.Timer // nil: the device may be silent
+	stream  *stream.Stream
+	credit  int         // reserved
+	unmoved bool        // it is counted in tunnel.unmoved
+	over    bool        // the stream is
+	late    *time.Timer // nil: the device may be silent
 }
 
 type result struct {
@@ -141,6 +142,8 @@ func (t *tunnel) openEarly(ctx context.Context, o *opening, port uint16, from ne
 	h.streams.Add(1)
 	t.mu.Lock()
 	if !o.over {
+		t.unmoved++
+		o.unmoved = true
 		t.opening[o.id] = o
 		if !t.caps.Has(wire.Inline) {
 			o.late = time.AfterFunc(h.settings.Load().OpenTimeout, o.silent)
@@ -167,6 +170,7 @@ func (t *tunnel) openEarly(ctx context.Context, o *opening, port uint16, from ne
 func (o *opening) moved(kept int) {
 	t := o.tunnel
 	t.mu.Lock()
+	o.movedLocked()
 	n := 0
 	if !o.over { // else closed has given all back
 		n = max(0, o.credit-kept)
@@ -176,11 +180,21 @@ func (o *opening) moved(kept int) {
 	t.credit.giveBack(n)
 }
 
+// movedLocked counts a stream no more that would end with its tunnel. It wants
+// tunnel.mu.
+func (o *opening) movedLocked() {
+	if o.unmoved {
+		o.unmoved = false
+		o.tunnel.unmoved--
+	}
+}
+
 // closed is called when nothing is left of an early stream.
 func (o *opening) closed(c *stream.Stream) {
 	t := o.tunnel
 	t.mu.Lock()
 	o.over = true
+	o.movedLocked()
 	delete(t.opening, o.id)
 	if o.late != nil {
 		o.late.Stop()

@@ -20,7 +20,11 @@ const (
 	controlWrite = 15 * time.Second
 	// closeTime is how long a peer may take to answer a close frame.
 	closeTime = 2 * time.Second
-	// lookTime is how often it is looked whether a probed agent has answered.
+	// settleTime is how long the streams of a tunnel that is about to go may take to
+	// end or to get transfer sockets.
+	settleTime = 10 * time.Second
+	// lookTime is how often it is looked whether a probed agent has answered, or a
+	// tunnel has settled.
 	lookTime = 10 * time.Millisecond
 	// registryTimeout bounds a call to the registry.
 	registryTimeout = 5 * time.Second
@@ -56,6 +60,7 @@ type tunnel struct {
 	opening map[string]*opening // streams without a transfer socket, by id
 	parked  map[*socket.Socket]struct{}
 	over    bool   // nothing may be added to these
+	unmoved int    // streams that would end with the tunnel
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not
 	clean   bool   // the end is a goodbye: the device is not expected back at once
@@ -206,6 +211,29 @@ func (t *tunnel) close(code int, why string) {
 	t.told = sent
 	t.mu.Unlock()
 	_ = t.sock.SetReadDeadline(time.Now().Add(closeTime)) // fails only on a closed socket
+}
+
+// settle waits until no stream would end with the tunnel, but not for long.
+func (t *tunnel) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	look := time.NewTicker(lookTime)
+	defer look.Stop()
+	for {
+		t.mu.Lock()
+		n := t.unmoved
+		t.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		select {
+		case <-look.C:
+		case <-t.ended:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // closeSoon is close without waiting for the peer.

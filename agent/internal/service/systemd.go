@@ -5,6 +5,7 @@ package service
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -43,8 +44,8 @@ func hasCredentials(s Spec, run func(...string) (string, error)) error {
 	if err != nil {
 		return err
 	}
-	var version int
-	if _, err := fmt.Sscanf(text, "systemd %d", &version); err == nil && version < since && s.User == "" {
+	words := append(strings.Fields(text), "", "")
+	if version, err := strconv.Atoi(words[1]); err == nil && version < since && s.User == "" {
 		return fmt.Errorf("systemd %d cannot hand files to a service, as %d and later can: name a user who may read them with --user, such as --user root", version, since)
 	}
 	return nil

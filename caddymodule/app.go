@@ -219,6 +219,7 @@ func (a *App) Start() error {
 	a.edge = e
 	a.mu.Unlock()
 	close(a.ready)
+	current.push(a)
 	for _, auth := range a.authenticators {
 		if _, ok := auth.(*NoAuth); ok {
 			a.logger.Warn("auth none: whoever reaches this edge can connect as any device")
@@ -234,6 +235,7 @@ func (a *App) Start() error {
 // Stop gives the edge back to the configuration that was there before, if this
 // one has failed to start; else the next one has taken over.
 func (a *App) Stop() error {
+	current.remove(a)
 	if e := a.running(); e != nil {
 		e.remove(a)
 	}

@@ -147,11 +147,16 @@ func (f *fixture) connect(id string, handler http.Handler) *device {
 
 func (f *fixture) connectForward(id string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
 	f.t.Helper()
+	return f.connectToken(id, testToken, handler, l, forward)
+}
+
+func (f *fixture) connectToken(id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
+	f.t.Helper()
 	d := &device{ups: make(chan agent.Up, 100), downs: make(chan error, 100)}
 	a, err := agent.New(agent.Config{
 		Servers:    []string{fmt.Sprintf("ws://localhost:%d", f.port)},
 		Device:     id,
-		Token:      testToken,
+		Token:      token,
 		Forwards:   []agent.Forward{forward},
 		MaxBackoff: time.Second,
 		OnUp:       func(up agent.Up) { d.ups <- up },

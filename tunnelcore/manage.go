@@ -35,10 +35,10 @@ func (h *Hub) Revoke(ctx context.Context, device string) error {
 }
 
 // Disconnect cuts the tunnel of a device, wherever it is; its agent comes back. It
-// says ErrOffline if there is none, and registry.ErrUnknown without a lease.
+// says ErrOffline if there is none.
 func (h *Hub) Disconnect(ctx context.Context, device string) error {
 	rec, err := h.reg.ByDevice(ctx, device)
-	if err != nil {
+	if err != nil && !errors.Is(err, registry.ErrUnknown) {
 		return err
 	}
 	if rec.Online.Tunnel == "" {
@@ -156,3 +156,9 @@ func (h *Hub) RandomLabels() bool { return h.settings.Load().Hostname == Hostnam
 
 // CheckDevice says what is wrong with a device id.
 func CheckDevice(id string) error { return names.CheckDevice(id) }
+
+// ValidLabel reports whether a device may be leased the label.
+func ValidLabel(label string) bool { return names.CheckDevice(label) == nil }
+
+// NodeRef is this start of this node.
+func (h *Hub) NodeRef() registry.NodeRef { return h.node }

@@ -208,7 +208,7 @@ func TestManageOffline(t *testing.T) {
 	e := startEnrolled(t, newAway(t).Registry)
 	ctx := t.Context()
 	for what, c := range map[string]struct{ err, want error }{
-		"disconnect unknown": {e.hub.Disconnect(ctx, "nobody"), registry.ErrUnknown},
+		"disconnect unknown": {e.hub.Disconnect(ctx, "nobody"), ErrOffline},
 		"relabel unknown":    {e.hub.Relabel(ctx, "nobody"), registry.ErrUnknown},
 		"forget unknown":     {e.hub.Forget(ctx, "nobody"), registry.ErrUnknown},
 		"forget enrolled":    {e.hub.Forget(ctx, "cam-18"), nil},

@@ -1,0 +1,264 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+const (
+	stateOnline  = "online"
+	stateOffline = "offline"
+)
+
+// deviceView is a device as the admin API and the dashboard show it. What is known
+// to the node alone that it is connected to, is left out elsewhere.
+type deviceView struct {
+	Device     string     `json:"device"`
+	Label      string     `json:"label,omitempty"`
+	Hostname   string     `json:"hostname,omitempty"`
+	State      string     `json:"state"`
+	Node       string     `json:"node,omitempty"`
+	Generation int64      `json:"generation,omitempty"`
+	Since      *time.Time `json:"since,omitempty"`
+	Ports      []portView `json:"ports"`
+	Remote     string     `json:"remote,omitempty"`
+	Agent      string     `json:"agent,omitempty"`
+	RTT        float64    `json:"rtt_ms,omitempty"`
+	Streams    *int       `json:"streams,omitempty"`
+	LastSeen   *time.Time `json:"last_seen,omitempty"`
+	LeaseUntil *time.Time `json:"lease_until,omitempty"`
+	// Secret is `current`, `changing` while there are two, or `revoked`; empty when
+	// the device was never enrolled.
+	Secret      string       `json:"secret,omitempty"`
+	LastClose   *closeView   `json:"last_close,omitempty"`
+	LastRefusal *refusalView `json:"last_refusal,omitempty"`
+}
+
+// portView is a port of a device. Kind and URL are known while it is connected to
+// this node.
+type portView struct {
+	Port uint16 `json:"port"`
+	Kind string `json:"kind,omitempty"`
+	URL  string `json:"url,omitempty"`
+	Addr string `json:"addr,omitempty"`
+}
+
+type closeView struct {
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
+}
+
+type refusalView struct {
+	Code    wire.Code `json:"code"`
+	Message string    `json:"message,omitempty"`
+	Remote  string    `json:"remote"`
+	At      time.Time `json:"at"`
+}
+
+type nodeView struct {
+	Node     string `json:"node"`
+	This     bool   `json:"this,omitempty"` // the node that answers
+	URL      string `json:"url,omitempty"`
+	Internal string `json:"internal,omitempty"`
+	Clients  int    `json:"clients"`
+	Capacity int    `json:"capacity"`
+	Draining bool   `json:"draining"`
+}
+
+// viewDevice joins what is known of a device. rec and cred may be zero.
+func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential) deviceView {
+	v := deviceView{Device: device, State: stateOffline, Ports: []portView{}}
+	switch {
+	case cred.Version == 0:
+	case cred.Revoked():
+		v.Secret = "revoked"
+	case cred.Next != registry.SecretHash{}:
+		v.Secret = "changing"
+	default:
+		v.Secret = "current"
+	}
+	if r, ok := h.LastRefusal(device); ok {
+		v.LastRefusal = &refusalView{Code: r.Code, Message: r.Message, Remote: r.Remote.String(), At: r.At.UTC()}
+	}
+	if rec.Label == "" {
+		return v
+	}
+	v.Label, v.Hostname, v.Generation = rec.Label, h.Hostname(rec.Label), rec.Generation
+	v.LeaseUntil, v.LastSeen = moment(rec.Until), moment(rec.Seen)
+	if rec.Online.Tunnel == "" {
+		v.LastClose = &closeView{Reason: rec.Why, At: rec.Seen.UTC()}
+		v.Ports = publicPorts(h, rec)
+		return v
+	}
+	v.State, v.Node = stateOnline, rec.Online.Node.ID
+	v.LastSeen = moment(time.Now())
+	info, here := h.Tunnel(device)
+	if !here || info.Tunnel != rec.Online.Tunnel {
+		v.Since = moment(time.UnixMicro(rec.Generation)) // when it was claimed
+		v.Ports = publicPorts(h, rec)
+		return v
+	}
+	v.Since, v.Remote, v.Agent, v.Streams = moment(info.Since), info.Remote.String(), info.Agent, &info.Streams
+	v.RTT = float64(info.RTT.Microseconds()) / 1000
+	for _, p := range info.Ports {
+		v.Ports = append(v.Ports, portView{Port: p.Port, Kind: string(p.Kind), URL: p.URL, Addr: p.Addr})
+	}
+	return v
+}
+
+func publicPorts(h *tunnelcore.Hub, rec registry.Record) []portView {
+	ports := []portView{}
+	for _, port := range slices.Sorted(maps.Keys(rec.Ports)) {
+		ports = append(ports, portView{Port: port, Kind: string(wire.TCP), Addr: h.Address(rec.Ports[port])})
+	}
+	return ports
+}
+
+// moment is a time in JSON, to the millisecond.
+func moment(t time.Time) *time.Time {
+	t = t.UTC().Truncate(time.Millisecond)
+	return &t
+}
+
+// getDevice returns a device, or registry.ErrUnknown.
+func getDevice(ctx context.Context, h *tunnelcore.Hub, device string) (deviceView, error) {
+	rec, err := h.Registry().ByDevice(ctx, device)
+	leased := err == nil
+	if err != nil && !errors.Is(err, registry.ErrUnknown) {
+		return deviceView{}, err
+	}
+	cred, err := h.Registry().Credential(ctx, device)
+	if err != nil && (!errors.Is(err, registry.ErrUnknown) || !leased) {
+		return deviceView{}, err
+	}
+	return viewDevice(h, device, rec, cred), nil
+}
+
+// deviceQuery is what a list of devices is asked for.
+type deviceQuery struct {
+	Text  string // in id, hostname, or what is known of the connection; in any case
+	State string // stateOnline, stateOffline or empty
+	After string
+	Limit int
+}
+
+const (
+	defaultPage = 100
+	maxPage     = 1000
+	// scanPage is how many devices are read at once, and maxScan how many a list may
+	// go through: one that finds few says where to go on.
+	scanPage = 500
+	maxScan  = 10_000
+)
+
+// devicePage is some of the list of devices, in the order of ids. Next is the
+// `after` of the next page; empty at the end of the list.
+type devicePage struct {
+	Devices []deviceView `json:"devices"`
+	Next    string       `json:"next,omitempty"`
+}
+
+// listDevices returns devices that have a lease or were enrolled.
+func listDevices(ctx context.Context, h *tunnelcore.Hub, q deviceQuery) (devicePage, error) {
+	page := devicePage{Devices: []deviceView{}}
+	text := strings.ToLower(q.Text)
+	for scanned := 0; scanned < maxScan; scanned += scanPage {
+		views, last, err := scanDevices(ctx, h, q.After)
+		if err != nil {
+			return devicePage{}, err
+		}
+		for i, v := range views {
+			if (q.State != "" && v.State != q.State) || !v.holds(text) {
+				continue
+			}
+			page.Devices = append(page.Devices, v)
+			if len(page.Devices) == q.Limit {
+				if i < len(views)-1 || last != "" {
+					page.Next = v.Device
+				}
+				return page, nil
+			}
+		}
+		if last == "" {
+			return page, nil
+		}
+		q.After = last
+	}
+	page.Next = q.After
+	return page, nil
+}
+
+// scanDevices reads some devices after `after`. last is where to go on, empty at the
+// end.
+func scanDevices(ctx context.Context, h *tunnelcore.Hub, after string) (views []deviceView, last string, err error) {
+	records, err := h.Registry().Devices(ctx, after, scanPage)
+	if err != nil {
+		return nil, "", err
+	}
+	credentials, err := h.Registry().Enrolled(ctx, after, scanPage)
+	if err != nil {
+		return nil, "", err
+	}
+	// Of a list that has more, only what the other one is known up to counts.
+	if len(records) == scanPage {
+		last = records[scanPage-1].Device
+	}
+	if len(credentials) == scanPage {
+		if end := credentials[scanPage-1].Device; last == "" || end < last {
+			last = end
+		}
+	}
+	for len(records) > 0 || len(credentials) > 0 {
+		var rec registry.Record
+		var cred registry.Credential
+		if len(credentials) == 0 || len(records) > 0 && records[0].Device <= credentials[0].Device {
+			rec, records = records[0], records[1:]
+		}
+		if len(credentials) > 0 && (rec.Device == "" || credentials[0].Device == rec.Device) {
+			cred, credentials = credentials[0], credentials[1:]
+		}
+		device := max(rec.Device, cred.Device) // equal, or one is empty
+		if last != "" && device > last {
+			break
+		}
+		views = append(views, viewDevice(h, device, rec, cred))
+	}
+	return views, last, nil
+}
+
+// holds reports whether text, in lower case, is in what people look for.
+func (v *deviceView) holds(text string) bool {
+	if text == "" {
+		return true
+	}
+	for _, s := range []string{v.Device, v.Hostname, v.Remote, v.Node, v.Agent} {
+		if strings.Contains(strings.ToLower(s), text) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(v.Ports, func(p portView) bool { return strings.Contains(p.Addr, text) })
+}
+
+// listNodes returns the live nodes.
+func listNodes(ctx context.Context, h *tunnelcore.Hub) ([]nodeView, error) {
+	nodes, err := h.Registry().Nodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	views := make([]nodeView, len(nodes))
+	for i, n := range nodes {
+		views[i] = nodeView{
+			Node: n.ID, This: n.ID == h.Node(), URL: n.URL, Internal: n.Internal,
+			Clients: n.Clients, Capacity: n.Capacity, Draining: n.Draining,
+		}
+	}
+	return views, nil
+}

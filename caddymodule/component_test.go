@@ -275,12 +275,20 @@ func TestRemovedAndBack(t *testing.T) {
 func TestAnotherNodeID(t *testing.T) {
 	f := start(t, config{app: "node {\nid one\n}"})
 	d := f.connect("cam-1", testSite())
-	f.mustLoad(config{app: "node {\nid two\n}"})
-	if up := d.waitUp(t); up.Label != d.up.Label {
-		t.Errorf("the label became %s", up.Label)
-	}
-	if r := f.get(d.up.Ports[0].URL); r.StatusCode != 200 {
-		t.Errorf("%d %s", r.StatusCode, r.body)
+	socket := f.upgrade(d.up.Hostname)
+	// More than travels without a transfer socket: the stream outlives its tunnel.
+	socket.mustEcho(t, strings.Repeat("x", 100<<10))
+	for _, id := range []string{"two", "one", "three"} {
+		f.mustLoad(config{app: "node {\nid " + id + "\n}"})
+		if up := d.waitUp(t); up.Label != d.up.Label {
+			t.Errorf("the label became %s", up.Label)
+		}
+		if r := f.get(d.up.Ports[0].URL); r.StatusCode != 200 {
+			t.Errorf("%d %s", r.StatusCode, r.body)
+		}
+		if id == "two" { // what has a transfer socket goes on, for a while
+			socket.mustEcho(t, "still here")
+		}
 	}
 }
 

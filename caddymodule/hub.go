@@ -26,6 +26,13 @@ type edge struct {
 	down     chan struct{} // closed when the hub has ended
 }
 
+// process is what edges of this process know of each other.
+var process struct {
+	sync.Mutex
+	live     int                // held by configurations
+	retiring map[*edge]struct{} // see retire
+}
+
 // edgeKey is the identity of an edge. A configuration with another key gets an
 // edge of its own; everything else can change while devices are connected.
 type edgeKey struct {
@@ -42,6 +49,7 @@ type generation struct {
 // openEdge makes an edge. It is called once for all configurations that share
 // the key.
 func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) {
+	hurry(func(e *edge) bool { return e.key == key }) // else the registry knows the node as live
 	reg, err := holdRegistry(key.registry, a)
 	if err != nil {
 		return nil, err
@@ -50,6 +58,9 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	if err != nil {
 		return nil, err // the hub has closed the registry
 	}
+	process.Lock()
+	defer process.Unlock()
+	process.live++
 	return &edge{key: key, hub: hub, conns: newConns(hub), down: make(chan struct{})}, nil
 }
 
@@ -93,16 +104,17 @@ func (e *edge) enforceLocked() {
 func (e *edge) beginShutdown(grace time.Duration) {
 	e.shutdown.Do(func() {
 		e.conns.closeIdle()
-		go e.runShutdown(grace)
+		go e.runShutdown(grace, 0)
 	})
 }
 
-// runShutdown ends the hub. Destruct waits for it.
-func (e *edge) runShutdown(grace time.Duration) {
+// runShutdown ends the hub, and tells agents so over spread. Destruct waits for
+// it, or that of the last edge.
+func (e *edge) runShutdown(grace, spread time.Duration) {
 	defer close(e.down)
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
-	if err := e.hub.Shutdown(ctx); err != nil {
+	if err := e.hub.Retire(ctx, spread); err != nil {
 		e.mu.Lock()
 		logger := e.logger
 		e.mu.Unlock()
@@ -110,14 +122,69 @@ func (e *edge) runShutdown(grace time.Duration) {
 	}
 }
 
-// removalGrace is how long streams may go on when the last configuration with
-// this edge is gone, but Caddy goes on: a reload waits for it.
-const removalGrace = 2 * time.Second
+const (
+	// removalGrace is how long streams may go on when iottunnel is gone from the
+	// configuration, but Caddy goes on: a reload waits for it.
+	removalGrace = 2 * time.Second
+	// retireSpread is what the tunnels of an edge are let go over that makes way for
+	// another one, and retireGrace how long its streams may go on.
+	retireSpread = 30 * time.Second
+	retireGrace  = 90 * time.Second
+)
 
-// Destruct ends the edge, and returns when nothing of it is left.
+// Destruct ends the edge. It returns when nothing of it is left, nor of those
+// before it; or, if another edge has taken its place, at once.
 func (e *edge) Destruct() error {
+	process.Lock()
+	process.live--
+	last := process.live == 0
+	process.Unlock()
+	if !last {
+		e.retire()
+		return nil
+	}
 	e.beginShutdown(removalGrace)
 	e.conns.closeIdle() // those that requests have left since
+	hurry(func(*edge) bool { return true })
 	<-e.down
 	return nil
+}
+
+// retire lets the edge end by and by: a fleet that comes back all at once is slow
+// to come back.
+func (e *edge) retire() {
+	process.Lock()
+	if process.retiring == nil {
+		process.retiring = make(map[*edge]struct{})
+	}
+	process.retiring[e] = struct{}{}
+	process.Unlock()
+	e.shutdown.Do(func() {
+		e.conns.closeIdle()
+		go e.runShutdown(retireGrace, retireSpread)
+	})
+	go func() { // the last Destruct waits for down
+		<-e.down
+		process.Lock()
+		defer process.Unlock()
+		delete(process.retiring, e)
+	}()
+}
+
+// hurry ends those of the retiring edges now that which picks.
+func hurry(which func(*edge) bool) {
+	process.Lock()
+	var found []*edge
+	for e := range process.retiring {
+		if which(e) {
+			found = append(found, e)
+		}
+	}
+	process.Unlock()
+	for _, e := range found {
+		ctx, cancel := context.WithTimeout(context.Background(), removalGrace)
+		_ = e.hub.Shutdown(ctx) // runShutdown logs what fails
+		cancel()
+		<-e.down
+	}
 }

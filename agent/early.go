@@ -37,13 +37,14 @@ type visit struct {
 	tunnel  *tunnel
 	open    *wire.Open
 	forward Forward
+	done    func()        // called when it is over
 	joined  chan struct{} // closed when the target has answered
 }
 
 // begin makes the stream of o, whose frames may be next, and serves it in a
 // goroutine, which calls done.
 func (s *streams) begin(t *tunnel, o *wire.Open, f Forward, done func()) error {
-	v := &visit{s, t, o, f, make(chan struct{})}
+	v := &visit{s, t, o, f, done, make(chan struct{})}
 	opts := stream.Options{
 		MessageMax: wire.DefaultMessage,
 		Remote:     net.TCPAddrFromAddrPort(visitor(o.From)),
@@ -62,14 +63,11 @@ func (s *streams) begin(t *tunnel, o *wire.Open, f Forward, done func()) error {
 		return err
 	}
 	s.remember(c, v)
-	s.wg.Go(func() {
-		defer done()
-		v.serve(c)
-	})
+	s.wg.Go(func() { v.serve(c) })
 	return nil
 }
 
-// serve joins c and the target, and returns when that is over.
+// serve joins c and the target.
 func (v *visit) serve(c *stream.Stream) {
 	local, err := v.agent.dialTarget(v.ctx, v.forward, visitor(v.open.From))
 	if err != nil {
@@ -78,11 +76,11 @@ func (v *visit) serve(c *stream.Stream) {
 		v.complain(v.open.Port, err)
 		c.Refused(err)
 		c.Abort()
+		v.done()
 		return
 	}
 	close(v.joined)
-	up, down, err := stream.Relay(v.ctx, c, local)
-	v.debug(v.open, "stream over", "from_visitor", up, "to_visitor", down, "error", err)
+	v.relay(v.open, c, local, v.done)
 }
 
 // provide gets c a transfer socket, for as long as it wants one.
@@ -163,7 +161,7 @@ func (v *visit) transferSocket(ctx context.Context) (*socket.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return upgrade(ctx, conn, u, secret, socket.LargeBuffer)
+	return upgrade(ctx, conn, u, secret, transferBuffer)
 }
 
 // settle waits until t can be closed without the end of a stream, or limit has

@@ -40,6 +40,10 @@ func newStreams(a *Agent) *streams {
 	return s
 }
 
+// transferBuffer is what transfer sockets are read through, in bytes: the largest
+// part of what an idle stream costs, and enough for most requests.
+const transferBuffer = 2 << 10
+
 // slack is what the edge may be ahead: to it a stream may be over a moment before
 // it is here.
 func slack(limit int) int { return 8 + limit/8 }
@@ -76,10 +80,7 @@ func (s *streams) open(t *tunnel, o *wire.Open) error {
 	if t.mux != nil {
 		return s.begin(t, o, f, done)
 	}
-	s.wg.Go(func() {
-		defer done()
-		s.serve(t, o, f)
-	})
+	s.wg.Go(func() { s.serve(t, o, f, done) })
 	return nil
 }
 
@@ -90,8 +91,8 @@ func (s *streams) debug(o *wire.Open, message string, args ...any) {
 	}
 }
 
-// serve joins a visitor and the target of f, and returns when that is over.
-func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
+// serve joins a visitor and the target of f, and calls done when that is over.
+func (s *streams) serve(t *tunnel, o *wire.Open, f Forward, done func()) {
 	from := visitor(o.From)
 	local, remote, err := s.dial(t, o, f, from)
 	var refused *RefusedError
@@ -100,10 +101,12 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
 	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
 		// The visitor has left, or has waited too long.
 		s.debug(o, "no transfer socket", "error", err)
+		done()
 		return
 	default:
 		t.refuse(o, reason(err))
 		s.complain(o.Port, err)
+		done()
 		return
 	}
 	a := stream.New(remote, stream.Options{
@@ -113,8 +116,17 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward) {
 		Closed:     s.forget,
 	})
 	s.remember(a, nil)
-	up, down, err := stream.Relay(s.ctx, a, local)
-	s.debug(o, "stream over", "from_visitor", up, "to_visitor", down, "error", err)
+	s.relay(o, a, local, done)
+}
+
+// relay joins a and local, in a goroutine of its own: the caller's stack has grown
+// as it dialled, and would stay so for as long as the stream lives.
+func (s *streams) relay(o *wire.Open, a *stream.Stream, local net.Conn, done func()) {
+	s.wg.Go(func() {
+		defer done()
+		up, down, err := stream.Relay(s.ctx, a, local)
+		s.debug(o, "stream over", "from_visitor", up, "to_visitor", down, "error", err)
+	})
 }
 
 // dial connects to the target and, at the same time, to the edge. The request for
@@ -145,7 +157,7 @@ func (s *streams) dial(t *tunnel, o *wire.Open, f Forward, from netip.AddrPort) 
 	u, secret, err := t.transfer(o.ID)
 	if err == nil {
 		var sock *socket.Socket
-		if sock, err = upgrade(ctx, conn, u, secret, socket.LargeBuffer); err == nil {
+		if sock, err = upgrade(ctx, conn, u, secret, transferBuffer); err == nil {
 			return local, sock, nil
 		}
 	} else {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -91,12 +92,13 @@ func (v *visit) Dial(ctx context.Context) (net.Conn, error) {
 // certificates are their own: nobody vouches for them, and the tunnel has
 // authenticated the device.
 func (v *visit) secure(ctx context.Context, conn net.Conn) (net.Conn, error) {
+	_, domain, _ := strings.Cut(v.hostname, ".")
 	ctx, cancel := context.WithTimeout(ctx, tlsTimeout)
 	defer cancel()
 	tc := tls.Client(conn, &tls.Config{
-		ServerName:         v.sni,
-		InsecureSkipVerify: true,             // see above
-		MinVersion:         tls.VersionTLS10, // old firmware; the outer connection has its own
+		ServerName:         v.target.Label + "." + domain, // the device's own hostname, without a port
+		InsecureSkipVerify: true,                          // see above
+		MinVersion:         tls.VersionTLS10,              // old firmware; the outer connection has its own
 		NextProtos:         []string{"http/1.1"},
 	})
 	if err := tc.HandshakeContext(ctx); err != nil {

@@ -138,25 +138,31 @@ const (
 	silent = 24 * time.Hour
 )
 
-// relaxIdleTimeouts gives a visitor's request the time that it may need, until the
-// returned function is called.
-func relaxIdleTimeouts(r *http.Request) (restore func()) {
-	read, write := caddyhttp.IdleTimeoutsFromContext(r.Context())
-	restoreRead, restoreWrite := func() {}, func() {}
-	if read != nil {
-		timeout := stalled
-		if r.Method == http.MethodConnect {
-			timeout = silent
-		}
-		restoreRead = read.Override(timeout, 0)
+// nothing is done.
+func nothing() {}
+
+// relaxReads gives the body of a visitor's request the time that it may need, until
+// the returned function is called.
+func relaxReads(r *http.Request) (restore func()) {
+	if r.ContentLength == 0 && r.Method != http.MethodConnect {
+		return nothing // there is no body
 	}
-	if write != nil {
-		restoreWrite = write.Override(stalled, 0, 0)
+	read, _ := caddyhttp.IdleTimeoutsFromContext(r.Context())
+	switch {
+	case read == nil:
+		return nothing
+	case r.Method == http.MethodConnect:
+		return read.Override(silent, 0)
 	}
-	return func() {
-		restoreRead()
-		restoreWrite()
+	return read.Override(stalled, 0)
+}
+
+// relaxWrites does so for the answer.
+func relaxWrites(r *http.Request) (restore func()) {
+	if _, write := caddyhttp.IdleTimeoutsFromContext(r.Context()); write != nil {
+		return write.Override(stalled, 0, 0)
 	}
+	return nothing
 }
 
 // Interface guards

@@ -16,6 +16,9 @@ const ourPrefix = "Iottunnel-"
 // ours reports whether a header, or a trailer as net/http marks them, has a name
 // that devices and visitors must not use.
 func ours(name string) bool {
+	if name == "" || name[0] != 'I' && name[0] != 'i' && name[0] != http.TrailerPrefix[0] {
+		return false // quickly
+	}
 	name = strings.TrimPrefix(name, http.TrailerPrefix)
 	return len(name) >= len(ourPrefix) && strings.EqualFold(name[:len(ourPrefix)], ourPrefix)
 }
@@ -49,10 +52,14 @@ func (v *visit) reserved(name string) bool {
 // there, they would be dropped as hop-by-hop, and the device would serve somebody
 // as nobody. r itself is not changed.
 func (v *visit) guardConnection(r *http.Request) *http.Request {
+	lines := r.Header["Connection"]
+	if len(lines) == 0 || len(lines) == 1 && (lines[0] == "keep-alive" || lines[0] == "Upgrade") {
+		return r // what browsers send: no header is named so
+	}
 	repl, _ := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	var rest []string
 	guarded := false
-	for _, line := range r.Header["Connection"] {
+	for _, line := range lines {
 		for option := range strings.SplitSeq(line, ",") {
 			option = strings.Trim(option, " \t")
 			name := http.CanonicalHeaderKey(option)
@@ -91,6 +98,9 @@ func (v *visit) cleanRequest(r *http.Request) {
 	trusted, _ := caddyhttp.GetVar(ctx, caddyhttp.TrustedProxyVarKey).(bool)
 	cleanUpgrade(r.Header)
 	for name, values := range r.Header {
+		if !suspect(name) {
+			continue
+		}
 		switch {
 		case ours(name):
 		case v.keep[name]:
@@ -108,6 +118,18 @@ func (v *visit) cleanRequest(r *http.Request) {
 		}
 		delete(r.Header, name)
 	}
+}
+
+// suspect is a quick look at a header: what it lets through nobody minds.
+func suspect(name string) bool {
+	if name == "" {
+		return true
+	}
+	switch name[0] {
+	case 'A', 'F', 'I', 'R', 'X': // those below begin with one of them
+		return true
+	}
+	return name[0] >= 'a' // not canonical
 }
 
 // cleanTrailer does so with the trailer of a request. No proxy or authenticator

@@ -186,3 +186,22 @@ func TestStrays(t *testing.T) {
 		}
 	}
 }
+
+// TestSuspect wants every header that is looked at to be suspect.
+func TestSuspect(t *testing.T) {
+	for name := range speaksFor {
+		if !suspect(name) {
+			t.Errorf("%s is not", name)
+		}
+	}
+	for _, name := range []string{"Iottunnel-Error", "iottunnel-error", "X-Forwarded-For", "Authorization", "x-real-ip", ""} {
+		if !suspect(name) {
+			t.Errorf("%q is not", name)
+		}
+	}
+	for _, name := range []string{"Cookie", "Host", "Via"} {
+		if suspect(name) {
+			t.Errorf("%q is", name)
+		}
+	}
+}

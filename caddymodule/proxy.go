@@ -7,10 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"go.uber.org/zap"
 
@@ -25,18 +27,19 @@ import (
 // that accepted them: for as long as anybody will run Caddy.
 const streamsOutlive = 10 * 365 * 24 * time.Hour
 
-// visit is a visitor's request to a device, on its way. It travels in the
-// context of the request.
+// visit is a visitor's request to a device, on its way, and where the answer goes.
 type visit struct {
+	deviceWriter
 	target   tunnelcore.Target
 	from     netip.AddrPort
 	hostname string // that the visitor asked for, normal
-	sni      string // the device's own hostname, without a port
 	edge     *edge
 	keep     map[string]bool // headers that pass in any case
 }
 
-type visitKey struct{}
+// visitVar is the variable of a request that holds its visit: the transport finds
+// it there.
+const visitVar = "iottunnel.visit"
 
 // newProxy returns the proxy of one handler. Its upstream is for logs and
 // placeholders; the visit decides where a request goes.
@@ -51,14 +54,10 @@ func newProxy() *reverseproxy.Handler {
 // serveVisitor passes a request on to the device and the answer back.
 func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target) error {
 	addLogField(r, zap.String("device", target.Device))
-	defer relaxIdleTimeouts(r)()
-	hostname := names.Normal(r.Host)
-	_, domain, _ := strings.Cut(hostname, ".")
 	v := &visit{
 		target:   target,
 		from:     clientAddr(r),
-		hostname: hostname,
-		sni:      target.Label + "." + domain,
+		hostname: names.Normal(r.Host),
 		edge:     e,
 		keep:     h.keep,
 	}
@@ -67,9 +66,12 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		return respond(w, r, answers.From(err))
 	}
 	defer leave()
+	defer relaxReads(r)()
 	r = v.guardConnection(r)
-	dw := &deviceWriter{ResponseWriter: w, visit: v, request: r}
-	err = h.proxy.ServeHTTP(dw, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)), nil)
+	v.deviceWriter = deviceWriter{ResponseWriter: w, visit: v, request: r}
+	defer v.finish()
+	caddyhttp.SetVar(r.Context(), visitVar, v)
+	err = h.proxy.ServeHTTP(&v.deviceWriter, r, nil)
 	if err == nil {
 		v.cleanResponse(w.Header()) // trailers: the header has been sent
 		return nil
@@ -83,11 +85,12 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 
 // deviceWriter filters the headers of informational answers, which a device may
 // send before the one that the transport filters. The final one goes to the
-// visitor without the body that it holds back.
+// visitor without the body that it holds back, and with the time that it may need.
 type deviceWriter struct {
 	http.ResponseWriter
 	visit   *visit
 	request *http.Request
+	restore func() // undoes what was done for the final answer; nil: nothing was
 }
 
 // WriteHeader sends what a device has answered.
@@ -95,10 +98,33 @@ func (w *deviceWriter) WriteHeader(status int) {
 	switch {
 	case status >= 200:
 		withoutBody(w.ResponseWriter, w.request)
+		if w.restore == nil && !isShort(w.Header()) {
+			w.restore = relaxWrites(w.request)
+		}
 	case status != http.StatusSwitchingProtocols:
 		w.visit.cleanResponse(w.Header())
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// shortAnswer is how long an answer may be, in bytes, that the operating system
+// takes without waiting for the visitor: it needs no more time than Caddy gives.
+const shortAnswer = 16 << 10
+
+func isShort(h http.Header) bool {
+	length := h["Content-Length"]
+	if len(length) != 1 {
+		return false
+	}
+	n, err := strconv.ParseUint(length[0], 10, 64)
+	return err == nil && n <= shortAnswer
+}
+
+// finish is called when the visitor has been served.
+func (w *deviceWriter) finish() {
+	if w.restore != nil {
+		w.restore()
+	}
 }
 
 // Unwrap is for http.ResponseController.
@@ -110,7 +136,7 @@ type roundTripper struct{}
 // RoundTrip sends r to the device. Every error is an *answers.Error, or says that
 // the visitor has left (context.Canceled).
 func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
-	v := r.Context().Value(visitKey{}).(*visit)
+	v := caddyhttp.GetVar(r.Context(), visitVar).(*visit)
 	v.cleanRequest(r)
 	v.cleanTrailer(r.Trailer) // the names that are announced
 	if r.Body != nil && r.Body != http.NoBody && r.ContentLength < 0 {

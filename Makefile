@@ -5,7 +5,10 @@
 GO        ?=
 DEMO_PORT ?= 8080
 FUZZTIME  ?= 20s
-BENCHTIME ?= 5s
+BENCHTIME ?= 1s
+BENCHFLAGS ?=
+SOAKTIME  ?= 10m
+SOAKSEED  ?=
 export GO DEMO_PORT FUZZTIME
 
 # What xcaddy would pass; nothing here uses the storages that the tags leave out.
@@ -15,13 +18,13 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-go build lint fuzz bench dist clean
+.PHONY: help demo test test-go build lint fuzz bench soak dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo; FUZZTIME=$(FUZZTIME) is per fuzz target, BENCHTIME=$(BENCHTIME) per"
-	@echo "  measurement; GO=/path/to/go names the Go."
+	@echo "  measurement; SOAKTIME=$(SOAKTIME) is how long to soak, SOAKSEED=N repeats an order; GO=/path/to/go names the Go."
 
 demo: ## build, then run an edge and a device on loopback; Ctrl-C ends both
 	@$(BUILD) -o bin/demo ./internal/demo
@@ -47,8 +50,11 @@ lint: ## vet, gofmt, staticcheck, shellcheck
 fuzz: ## each fuzz target for FUZZTIME
 	@scripts/fuzz
 
-bench: build ## the tunnel beside Caddy without it: rates, latency, CPU; prints a table
-	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME)
+bench: build ## the tunnel beside what can stand in its place (20 minutes; Linux, all of it as root only); prints tables
+	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME) $(BENCHFLAGS)
+
+soak: build ## faults at random against real processes for SOAKTIME (Redis; root to cut networks)
+	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak$$' -timeout 0 -v
 
 dist: ## agents for every supported platform under dist/, with sizes and checksums
 	@VERSION="$(VERSION)" scripts/dist

@@ -16,8 +16,9 @@
 //	go test . -run 'TestNameIsKept/tls' -v
 //	IOTTUNNEL_FACES=tls go test .
 //
-// IOTTUNNEL_HEAVY=1 moves 1 GiB where it is otherwise 64 MiB. Browser cases leave
-// screenshots in shots/.
+// IOTTUNNEL_HEAVY=1 moves 1 GiB where it is otherwise 64 MiB, and makes crowds of
+// 10,000. Browser cases leave screenshots in shots/. `make soak` runs TestSoak, which
+// is otherwise left out, for SOAKTIME.
 //
 // # Cases and faces
 //

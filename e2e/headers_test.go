@@ -383,8 +383,13 @@ func TestBasicAuth(t *testing.T) {
 			return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 		}
 		for _, header := range [][]string{
-			{}, {"Authorization", basic("visitor", "wrong")}, {"Authorization", basic("nobody", "secret")}, {"Authorization", "Bearer secret"},
-			{"Remote-User", "visitor"}, {"Authorization", "Basic"}, {"Authorization", basic("visitor", "")},
+			{},
+			{"Authorization", basic("visitor", "wrong")},
+			{"Authorization", basic("nobody", "secret")},
+			{"Authorization", "Bearer secret"},
+			{"Remote-User", "visitor"},
+			{"Authorization", "Basic"},
+			{"Authorization", basic("visitor", "")},
 		} {
 			if received := ask(t, 401, header...); received != "" {
 				t.Errorf("%q: the device received %q", header, received)

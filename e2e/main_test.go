@@ -23,6 +23,7 @@ var notOn = map[string]map[string]string{
 	"TestHTTP2Cleartext":  {"tls": "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does"},
 	"TestHTTP2":           {"plain": "has no ALPN; TestHTTP2Cleartext covers it"},
 	"TestInspectingProxy": {"plain": "has no TLS to look into"},
+	"TestPlaintext":       {"tls": "is about plain connections"},
 	"TestNextHandler":     {"tls": "agents and devices have sites of their own there: no handler follows"},
 }
 

@@ -334,10 +334,7 @@ func TestRedirectOfTransfer(t *testing.T) {
 // TestPlaintext has a device and an edge on different hosts without TLS: both must
 // allow it in words.
 func TestPlaintext(t *testing.T) {
-	onOneFace(t, func(t *testing.T, k harness.Kind) {
-		if k.Name() != "plain" {
-			t.Skip("is about plain connections")
-		}
+	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := newFar(t, k, harness.Setup{Strict: true}, 0)
 		o := f.device.StartOrigin(t)
 		once := func(flags ...string) (int, string) {

@@ -455,9 +455,11 @@ func (e *edge) Dump(mark int) string {
 	return e.proc.dump(0, mark, 60) + "  Caddyfile:\n" + e.caddyfile()
 }
 
-var goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
-var heapAlloc = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`)
-var stackInUse = regexp.MustCompile(`(?m)^# Stack = (\d+) /`)
+var (
+	goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
+	heapAlloc      = regexp.MustCompile(`(?m)^# HeapAlloc = (\d+)`)
+	stackInUse     = regexp.MustCompile(`(?m)^# Stack = (\d+) /`)
+)
 
 func (e *edge) Footprint(tb testing.TB) Footprint {
 	tb.Helper()

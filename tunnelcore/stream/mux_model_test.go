@@ -18,9 +18,9 @@ import (
 // the other wrote, and all of it when it reads an end; and when nobody aborts,
 // and no socket ends, everything arrives.
 func TestMuxModel(t *testing.T) {
-	rounds := 12
+	rounds := 9
 	if testing.Short() {
-		rounds = 6
+		rounds = 3
 	}
 	for seed := range rounds {
 		for _, transport := range transports {
@@ -143,7 +143,7 @@ func (g *game) stream(edge *Stream, n uint32, rng *rand.Rand) {
 	if !attaches && !g.calm {
 		select {
 		case <-done:
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 		edge.Abort()
 		agent.Abort()

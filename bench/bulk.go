@@ -48,8 +48,8 @@ func (b *bench) bulk(ctx context.Context, s *report.Section) error {
 			return fmt.Errorf("%s: %w", kind.name, err)
 		}
 	}
-	s.Ratio("rate", ways.Relays)
-	s.Ratio("rate", ways.RelaysTLS)
-	s.Ratio("rate", ways.Caddy)
+	s.Ratio("rate", ways.Relays, "of "+ways.Relays)
+	s.Ratio("rate", ways.RelaysTLS, "of "+ways.RelaysTLS)
+	s.Ratio("rate", ways.Caddy, "of "+ways.Caddy)
 	return nil
 }

@@ -19,10 +19,21 @@ import (
 // roundTrip is that of the link between edge and device.
 const roundTrip = 100 * time.Millisecond
 
-// overLink sets up ways with a link between edge and device; nil: there can be none
-// here, and the section says why. The direct way is always one of them: it is what
-// the others are compared with.
+// overLink are the ways with a link between edge and device; nil: there can be none
+// here, and the section says why.
 func (b *bench) overLink(ctx context.Context, s *report.Section) (_ *ways.Setup, err error) {
+	if b.far == nil {
+		if b.far, err = b.newOverLink(ctx, s); err != nil || b.far == nil {
+			return nil, err
+		}
+	}
+	noteMissing(s, b.far)
+	return b.far, nil
+}
+
+// newOverLink is overLink with programs that have just been started. The direct
+// way is always one of them: it is what the others are compared with.
+func (b *bench) newOverLink(ctx context.Context, s *report.Section) (_ *ways.Setup, err error) {
 	if why := link.Possible(); why != nil {
 		s.Note("Left out: %v.", why)
 		return nil, nil
@@ -36,29 +47,30 @@ func (b *bench) overLink(ctx context.Context, s *report.Section) (_ *ways.Setup,
 	chosen := slices.DeleteFunc(slices.Clone(b.ways), func(name string) bool {
 		return name == ways.RelaysTLS || name == ways.Direct || b.short && name != ways.Basic
 	})
-	setup, err := ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Link: b.link, Ways: append([]string{ways.Direct}, chosen...)})
-	if err != nil {
-		return nil, err
-	}
-	for _, missing := range setup.Missing {
-		s.Note("Left out: %s.", missing)
-	}
-	return setup, nil
+	return ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Link: b.link, Ways: append([]string{ways.Direct}, chosen...)})
 }
 
 // latency measures the time to the first byte over the link, in round trips. All
 // programs are started anew for each repeat, so that the first visitor is the first
 // ever.
 func (b *bench) latency(ctx context.Context, s *report.Section) error {
+	if b.short { // what comes after it uses them, too
+		setup, err := b.overLink(ctx, s)
+		if setup == nil || err != nil {
+			return err
+		}
+		return b.firstBytes(ctx, s, setup, "TCP port", byPort)
+	}
 	for range b.repeats {
 		for _, kind := range []struct {
 			name   string
 			target func(*ways.Way) *load.Target
 		}{{"TCP port", byPort}, {"HTTP by Host", byHost}} {
-			setup, err := b.overLink(ctx, s)
+			setup, err := b.newOverLink(ctx, s)
 			if setup == nil || err != nil {
 				return err
 			}
+			noteMissing(s, setup)
 			err = b.firstBytes(ctx, s, setup, kind.name, kind.target)
 			setup.Close()
 			if err != nil {
@@ -80,11 +92,11 @@ func (b *bench) firstBytes(ctx context.Context, s *report.Section, setup *ways.S
 			visit load.Requests
 			pick  func([]time.Duration) time.Duration
 		}{
-			{"first ever", load.Requests{Visitors: 1, Each: 1, Path: "/tiny", Fresh: true}, slices.Max[[]time.Duration]},
-			{"fresh", load.Requests{Visitors: 1, Each: 5, Path: "/tiny", Fresh: true}, median},
-			{"keep-alive", load.Requests{Visitors: 1, Each: 6, Path: "/tiny"}, func(all []time.Duration) time.Duration { return median(all[1:]) }},
-			{"slowest of 16 at once, 300 B", load.Requests{Visitors: 16, Each: 1, Path: "/tiny", Fresh: true}, slices.Max[[]time.Duration]},
-			{"slowest of 16 at once, 1 KiB", load.Requests{Visitors: 16, Each: 1, Path: "/small", Fresh: true}, slices.Max[[]time.Duration]},
+			{firstEver, load.Requests{Visitors: 1, Each: 1, Path: "/tiny", Fresh: true}, slices.Max[[]time.Duration]},
+			{freshVisitor, load.Requests{Visitors: 1, Each: 5, Path: "/tiny", Fresh: true}, median},
+			{keptAlive, load.Requests{Visitors: 1, Each: 6, Path: "/tiny"}, func(all []time.Duration) time.Duration { return median(all[1:]) }},
+			{burstTiny, load.Requests{Visitors: 16, Each: 1, Path: "/tiny", Fresh: true}, slices.Max[[]time.Duration]},
+			{burstSmall, load.Requests{Visitors: 16, Each: 1, Path: "/small", Fresh: true}, slices.Max[[]time.Duration]},
 		} {
 			if err := ctx.Err(); err != nil {
 				return err
@@ -111,7 +123,6 @@ func (b *bench) farBulk(ctx context.Context, s *report.Section) error {
 	if setup == nil || err != nil {
 		return err
 	}
-	defer setup.Close()
 	for _, kind := range []struct {
 		name string
 		load load.Bulk
@@ -138,7 +149,7 @@ func (b *bench) farBulk(ctx context.Context, s *report.Section) error {
 			return fmt.Errorf("%s: %w", kind.name, err)
 		}
 	}
-	s.Ratio("rate", ways.Direct)
+	s.Ratio("rate", ways.Direct, "of "+ways.Direct)
 	return nil
 }
 
@@ -149,8 +160,6 @@ func (b *bench) lossy(ctx context.Context, s *report.Section) error {
 	if setup == nil || err != nil {
 		return err
 	}
-	defer setup.Close()
-	const name = "15 visitors, keep-alive, 1 KiB"
 	err = b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 		b.link.SetLoss(10)
 		defer func() {
@@ -163,12 +172,14 @@ func (b *bench) lossy(ctx context.Context, s *report.Section) error {
 			s.Note("%s: %v.", w.Name, err)
 			return nil
 		}
-		s.Add(name, w.Name, "p50", "ms", milliseconds(a.Quantile(0.5)))
-		s.Add(name, w.Name, "p99", "ms", milliseconds(a.Quantile(0.99)))
-		s.Add(name, w.Name, "requests", "/s", a.PerSecond())
-		s.Add(name, w.Name, "download", "MiB/s", m.PerSecond())
+		s.Add(lossLoad, w.Name, "p50", "ms", milliseconds(a.Quantile(0.5)))
+		s.Add(lossLoad, w.Name, "p99", "ms", milliseconds(a.Quantile(0.99)))
+		s.Add(lossLoad, w.Name, "requests", "/s", a.PerSecond())
+		s.Add(lossLoad, w.Name, "download", "MiB/s", m.PerSecond())
 		return nil
 	})
+	s.Ratio("p50", ways.Direct, "p50 of direct")
+	s.Ratio("p99", ways.Direct, "p99 of direct")
 	s.Note("The link lost %d packets.", b.link.Lost())
 	return err
 }

@@ -25,7 +25,7 @@ func (b *bench) idle(ctx context.Context, s *report.Section) error {
 			return err
 		}
 	}
-	s.Note("Memory is the growth of anonymous pages, after %d devices have warmed the edge up. Bytes are those of IP packets, both ways, at heartbeats of 25 s.", warmDevices)
+	s.Note("%d devices. Memory is the growth of anonymous pages, after %d others have warmed the edge up. Bytes are those of IP packets, both ways, at heartbeats of 25 s.", b.devices, warmDevices)
 	return nil
 }
 
@@ -36,7 +36,7 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	// Two heartbeats: each device is pinged twice, give or take.
 	count, settle, length := b.devices, 30*time.Second, 50*time.Second
 	if b.short {
-		count, settle, length = 50, 0, time.Second
+		settle, length = 0, time.Second
 	}
 	group, err := proc.NewGroup()
 	if err != nil {
@@ -104,14 +104,17 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	if err != nil {
 		return err
 	}
-	load, way, seconds := fmt.Sprintf("%d devices", count), name, time.Since(begin).Seconds()
+	seconds := time.Since(begin).Seconds()
 	each := float64(count + warmDevices)
-	s.Add(load, way, "memory", "KiB each", float64(after-before)/1024/float64(count))
-	s.Add(load, way, "live heap", "KiB each", float64(heap)/1024/each)
-	s.Add(load, way, "goroutines", "each", float64(goroutines)/each)
-	s.Add(load, way, "CPU", "µs/s each", float64(spent.Microseconds())/seconds/each)
-	s.Add(load, way, "on the wire", "MB/day each", (now.Wire-wire.Wire)/1e6/seconds*86400)
-	s.Add(load, way, "all connected", "s", took.Seconds())
+	s.Add(idleLoad, name, "memory", "KiB each", float64(after-before)/1024/float64(count))
+	s.Add(idleLoad, name, "live heap", "KiB each", float64(heap)/1024/each)
+	s.Add(idleLoad, name, "goroutines", "each", float64(goroutines)/each)
+	s.Add(idleLoad, name, "CPU", "µs/s each", float64(spent.Microseconds())/seconds/each)
+	if pings := float64(now.Pings-wire.Pings) / each; pings > 0 { // some have been pinged once more than others
+		const day = 86400 / 25
+		s.Add(idleLoad, name, "on the wire", "MB/day each", (now.Wire-wire.Wire)/pings*day/1e6)
+	}
+	s.Add(idleLoad, name, "all connected", "s", took.Seconds())
 	return nil
 }
 

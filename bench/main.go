@@ -108,7 +108,10 @@ func parse(args []string) (c config, err error) {
 		return c, err
 	}
 	if c.short {
-		c.window, c.repeats = 50*time.Millisecond, 1
+		c.window, c.repeats, c.devices = 50*time.Millisecond, 1, 50
+		if *chosen == "" {
+			c.ways = []string{ways.Direct, ways.Relays, ways.Caddy, ways.SSH, ways.Basic, ways.FullTLS}
+		}
 	}
 	if c.window <= 0 || c.repeats < 1 || c.devices < 1 {
 		return c, errors.New("-time, -repeats and -devices must be more than zero")

@@ -33,7 +33,7 @@ func (b *bench) keepAlive(ctx context.Context, s *report.Section, target func(*w
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	s.Ratio("rate", base)
+	s.Ratio("rate", base, "of "+base)
 	return nil
 }
 
@@ -49,8 +49,8 @@ func (b *bench) fresh(ctx context.Context, s *report.Section) error {
 	if err := b.requests(ctx, s, setup, "TCP port", byPort, visit); err != nil {
 		return err
 	}
-	s.Ratio("rate", ways.Caddy)
-	s.Ratio("rate", ways.Relays)
+	s.Ratio("rate", ways.Caddy, "of "+ways.Caddy)
+	s.Ratio("rate", ways.Relays, "of "+ways.Relays)
 	return nil
 }
 

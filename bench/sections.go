@@ -31,6 +31,7 @@ var sections = []section{
 	{"new", "A new connection per request, 1 KiB, 16 visitors", (*bench).fresh},
 	{"bulk", "Bulk", (*bench).bulk},
 	{"stall", "4 visitors stop reading, 8 others go on (TCP port)", (*bench).stall},
+	{"agent", "The agent after its start", (*bench).agent},
 	{"streams", "Memory of open streams (TCP port)", (*bench).streams},
 	{"idle", "Idle devices at one edge process", (*bench).idle},
 	{"latency", "Time to the first byte, link of 100 ms", (*bench).latency},
@@ -50,6 +51,7 @@ type bench struct {
 	config
 	self  string
 	local *ways.Setup // nil: not needed so far
+	far   *ways.Setup // over link; nil: not needed so far
 	link  *link.Link
 }
 
@@ -78,6 +80,10 @@ func runSections(ctx context.Context, c config) (err error) {
 			return err
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))
+	}
+	r.Judge(goals)
+	if err := r.MarkdownGoals(os.Stdout); err != nil {
+		return err
 	}
 	return b.write(r)
 }
@@ -110,6 +116,9 @@ func (b *bench) close() {
 	if b.local != nil {
 		b.local.Close()
 	}
+	if b.far != nil {
+		b.far.Close()
+	}
 	if b.link != nil {
 		b.link.Close()
 	}
@@ -123,13 +132,17 @@ func (b *bench) loopback(ctx context.Context, s *report.Section) (_ *ways.Setup,
 			return nil, err
 		}
 	}
-	for _, missing := range b.local.Missing {
-		s.Note("Left out: %s.", missing)
-	}
+	noteMissing(s, b.local)
 	return b.local, nil
 }
 
-// window is one measurement of what a way's processes spend.
+func noteMissing(s *report.Section, setup *ways.Setup) {
+	for _, missing := range setup.Missing {
+		s.Note("Left out: %s.", missing)
+	}
+}
+
+// windowOf is one measurement of what a way's processes spend.
 func (b *bench) windowOf(w *ways.Way) load.Window {
 	return load.Window{
 		Warm: min(b.window/4, 500*time.Millisecond), Length: b.window,

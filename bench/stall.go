@@ -19,7 +19,6 @@ func (b *bench) stall(ctx context.Context, s *report.Section) error {
 	if err != nil {
 		return err
 	}
-	const name = "8 visitors, keep-alive, 1 KiB"
 	visit := load.Requests{Visitors: 8, Path: "/small"}
 	return b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 		alone, err := visit.Run(t, b.windowOf(w))
@@ -41,12 +40,12 @@ func (b *bench) stall(ctx context.Context, s *report.Section) error {
 		if err != nil {
 			return err
 		}
-		s.Add(name, w.Name, "alone", "req/s", alone.PerSecond())
-		s.Add(name, w.Name, "beside", "req/s", beside.PerSecond())
-		s.Add(name, w.Name, "of alone", "×", beside.PerSecond()/alone.PerSecond())
+		s.Add(stallLoad, w.Name, "alone", "req/s", alone.PerSecond())
+		s.Add(stallLoad, w.Name, "beside", "req/s", beside.PerSecond())
+		s.Add(stallLoad, w.Name, "of alone", "×", beside.PerSecond()/alone.PerSecond())
 		if len(w.Edge) > 0 {
-			s.Add(name, w.Name, "edge grows", "MiB", memory(w.Edge)-edge)
-			s.Add(name, w.Name, "device grows", "MiB", memory(w.Device)-device)
+			s.Add(stallLoad, w.Name, "edge grows", "MiB", memory(w.Edge)-edge)
+			s.Add(stallLoad, w.Name, "device grows", "MiB", memory(w.Device)-device)
 		}
 		return nil
 	})

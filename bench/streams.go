@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/iottunnel/iottunnel/bench/load"
@@ -24,7 +23,7 @@ func (b *bench) streams(ctx context.Context, s *report.Section) error {
 	if b.short {
 		visitors, settle = 20, 0
 	}
-	name := fmt.Sprintf("%d open streams", visitors)
+	s.Note("%d streams.", visitors)
 	return b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 		if len(w.Edge) == 0 {
 			return nil
@@ -56,11 +55,11 @@ func (b *bench) streams(ctx context.Context, s *report.Section) error {
 			return err
 		}
 		each := func(bytes int64) float64 { return float64(bytes) / 1024 / float64(visitors) }
-		s.Add(name, w.Name, "edge", "KiB each", each(edgeNow-edge))
-		s.Add(name, w.Name, "device", "KiB each", each(deviceNow-device))
+		s.Add(streamsLoad, w.Name, "edge", "KiB each", each(edgeNow-edge))
+		s.Add(streamsLoad, w.Name, "device", "KiB each", each(deviceNow-device))
 		if settle > 0 {
 			spent := proc.CPU(w.Processes()) - cpu
-			s.Add(name, w.Name, "CPU", "µs/s each", float64(spent.Microseconds())/time.Since(begin).Seconds()/float64(visitors))
+			s.Add(streamsLoad, w.Name, "CPU", "µs/s each", float64(spent.Microseconds())/time.Since(begin).Seconds()/float64(visitors))
 		}
 		return nil
 	})

@@ -81,7 +81,8 @@ func New(roundTrip time.Duration) (l *Link, err error) {
 		if err := end.host.ip("addr", "add", end.addr+"/24", "dev", device); err != nil {
 			return l, err
 		}
-		if err := end.host.ip("link", "set", device, "up"); err != nil {
+		// A queue that holds what TCP sends while this process waits for a CPU.
+		if err := end.host.ip("link", "set", device, "txqueuelen", strconv.Itoa(under), "up"); err != nil {
 			return l, err
 		}
 	}

@@ -17,6 +17,7 @@ type Report struct {
 	Machine  string     `json:"machine"`
 	Method   string     `json:"method"`
 	Sections []*Section `json:"sections"`
+	Goals    []Goal     `json:"goals"`
 }
 
 // Section is one kind of load over several ways.
@@ -85,16 +86,16 @@ func (r *Row) figure(name, unit string) *Figure {
 	return f
 }
 
-// Ratio adds a figure to each row: of its own figure, divided in each repeat by
-// the same figure of the row with the same load and the way base.
-func (s *Section) Ratio(name, base string) {
+// Ratio adds a figure, called as, to each row: its own figure of that name,
+// divided in each repeat by that of the row with the same load and the way base.
+func (s *Section) Ratio(name, base, as string) {
 	for _, r := range s.Rows {
 		over, under := s.find(r.Load, r.Way, name), s.find(r.Load, base, name)
 		if over == nil || under == nil {
 			continue
 		}
 		for i := range min(len(over.Values), len(under.Values)) {
-			s.Add(r.Load, r.Way, "of "+base, "×", over.Values[i]/under.Values[i])
+			s.Add(r.Load, r.Way, as, "×", over.Values[i]/under.Values[i])
 		}
 	}
 }
@@ -111,6 +112,19 @@ func (s *Section) find(load, way, name string) *Figure {
 		}
 	}
 	return nil
+}
+
+// Find is the median of a figure; false: it was not measured.
+func (r *Report) Find(section, load, way, name string) (float64, bool) {
+	for _, s := range r.Sections {
+		if s.Name != section {
+			continue
+		}
+		if f := s.find(load, way, name); f != nil {
+			return f.Median, true
+		}
+	}
+	return 0, false
 }
 
 // Close finds the medians: no value comes after it.

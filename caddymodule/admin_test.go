@@ -109,6 +109,18 @@ func (o *operator) await(id, what string, ok func(deviceView) bool) deviceView {
 	}
 }
 
+// await waits until something is so.
+func (f *fixture) await(what string, ok func() bool) {
+	f.t.Helper()
+	deadline := time.Now().Add(testWait)
+	for !ok() {
+		if time.Now().After(deadline) {
+			f.t.Fatalf("never: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // agentWith starts an agent with a token, which ends with the test.
 func (f *fixture) agentWith(id, token string) *device {
 	f.t.Helper()

@@ -201,6 +201,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 			a.authenticators = append(a.authenticators, one.(tunnelcore.Authenticator))
 		}
 	}
+	if err := metrics.register(ctx); err != nil {
+		return fmt.Errorf("metrics: %w", err)
+	}
 	return onStopping(ctx, a.stopping)
 }
 

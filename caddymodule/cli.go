@@ -16,6 +16,7 @@ import (
 	"unicode"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 )
 
@@ -297,6 +298,9 @@ func (c *cli) device(args []string) error {
 	}
 	if d.Streams != nil {
 		line("streams", fmt.Sprint(*d.Streams))
+	}
+	if d.BytesIn != nil && d.BytesOut != nil {
+		line("bytes", fmt.Sprintf("%s from the device, %s to it", humanize.IBytes(uint64(*d.BytesIn)), humanize.IBytes(uint64(*d.BytesOut))))
 	}
 	line("secret", d.Secret)
 	for _, p := range d.Ports {

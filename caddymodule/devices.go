@@ -33,6 +33,10 @@ type deviceView struct {
 	Agent      string     `json:"agent,omitempty"`
 	RTT        float64    `json:"rtt_ms,omitempty"`
 	Streams    *int       `json:"streams,omitempty"`
+	// Bytes of streams that the device sent (in) and was sent (out), while this node
+	// has known it: it forgets a device a minute after it has left.
+	BytesIn    *int64     `json:"bytes_in,omitempty"`
+	BytesOut   *int64     `json:"bytes_out,omitempty"`
 	LastSeen   *time.Time `json:"last_seen,omitempty"`
 	LeaseUntil *time.Time `json:"lease_until,omitempty"`
 	// Secret is `current`, `changing` while there are two, or `revoked`; empty when
@@ -107,6 +111,7 @@ func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred regi
 		return v
 	}
 	v.Since, v.Remote, v.Agent, v.Streams = moment(info.Since), info.Remote.String(), info.Agent, &info.Streams
+	v.BytesIn, v.BytesOut = &info.Received, &info.Sent
 	v.RTT = float64(info.RTT.Microseconds()) / 1000
 	for _, p := range info.Ports {
 		v.Ports = append(v.Ports, portView{Port: p.Port, Kind: string(p.Kind), URL: p.URL, Addr: p.Addr})

@@ -54,7 +54,7 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	if err != nil {
 		return nil, err
 	}
-	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: reg, Settings: settings})
+	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: measure(reg), Settings: settings, Observer: metrics})
 	if err != nil {
 		return nil, err // the hub has closed the registry
 	}

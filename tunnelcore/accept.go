@@ -72,6 +72,9 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, er
 	}
 	answer := answers.From(err)
 	h.lastRefusals.note(r, from, answer)
+	if r.URL.Path == wire.ControlPath {
+		h.observer.Accepted(string(answer.Code))
+	}
 	if answer.Code == wire.UpgradeRequired {
 		if r.ProtoMajor == 1 { // HTTP/2 forbids it (RFC 9113 §8.2.2)
 			w.Header().Set("Upgrade", "websocket")
@@ -171,6 +174,7 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.A
 		return err
 	}
 	t.log().Info("tunnel up", "label", t.label, "remote", from, "ports", len(t.hello.Ports), "new_name", lease.Fresh)
+	h.observer.Accepted("ok")
 	h.emit("online", map[string]any{"device": t.holder.Device, "label": t.label})
 	return nil
 }
@@ -284,6 +288,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 	}
 	abortAll(drop)
 	if old != nil {
+		h.observer.TookOver()
 		old.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
 	}
 	// Not before: ports of a device without a tunnel may be closed any moment.
@@ -356,7 +361,7 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 func (h *Hub) deviceLocked(id string) *device {
 	d := h.devices[id]
 	if d == nil {
-		d = &device{id: id, changed: make(chan struct{}), gone: time.Now()}
+		d = &device{id: id, observer: h.observer, changed: make(chan struct{}), gone: time.Now()}
 		d.arrives.set(arrivalBurst, arrivalRate)
 		d.returns.set(returnBurst, returnRate)
 		h.devices[id] = d

@@ -29,7 +29,9 @@ const (
 // device is what the hub knows of a device that has a tunnel, or had one a moment
 // ago.
 type device struct {
-	id string
+	id       string
+	observer Observer
+	ended    traffic // of streams
 
 	mu      sync.Mutex // guards what follows
 	tunnel  *tunnel    // the live one; nil when there is none
@@ -181,7 +183,26 @@ func (d *device) add(s *session, c *stream.Stream) bool {
 func (d *device) remove(s *session, c *stream.Stream) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if _, ok := s.streams[c]; ok {
+		received, sent := c.Transferred()
+		d.ended.received.Add(received)
+		d.ended.sent.Add(sent)
+		d.observer.Transferred(received, sent)
+	}
 	delete(s.streams, c)
+}
+
+// transferred is the bytes from and to d while this node has known it, streams that
+// live included.
+func (d *device) transferred() (received, sent int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	received, sent = d.ended.received.Load(), d.ended.sent.Load()
+	for _, c := range d.session.all() {
+		r, s := c.Transferred()
+		received, sent = received+r, sent+s
+	}
+	return received, sent
 }
 
 func (d *device) streaming() bool {

@@ -24,10 +24,12 @@ import (
 // device_timeout, of which another attempt brings no better; or, with ErrLost in
 // the chain, device_offline. In the basic profile Dial itself fails with these.
 func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (net.Conn, error) {
+	began := time.Now()
 	c, err := h.dial(ctx, device, port, from)
 	if errors.Is(err, errNoTunnel) && h.await(ctx, device) {
 		c, err = h.dial(ctx, device, port, from)
 	}
+	h.observeOpen(device, port, began, err)
 	if err != nil {
 		return nil, err
 	}

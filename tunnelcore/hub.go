@@ -29,6 +29,7 @@ type Config struct {
 	Node     string // node id
 	Registry registry.Registry
 	Settings Settings
+	Observer Observer // may be nil
 }
 
 // Hub holds the tunnels of one node. All methods may be called concurrently.
@@ -38,6 +39,7 @@ type Config struct {
 type Hub struct {
 	node     registry.NodeRef
 	reg      registry.Registry
+	observer Observer
 	settings atomic.Pointer[Settings]
 	started  time.Time
 
@@ -107,6 +109,7 @@ func New(c Config) (*Hub, error) {
 	h := &Hub{
 		node:      registry.NodeRef{ID: c.Node, Epoch: wire.NewID()},
 		reg:       c.Registry,
+		observer:  cmp.Or[Observer](c.Observer, unobserved{}),
 		started:   time.Now(),
 		changed:   make(chan struct{}, 1),
 		down:      make(chan struct{}),

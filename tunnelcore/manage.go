@@ -93,6 +93,7 @@ type TunnelInfo struct {
 	Agent                 string        // how it names itself; may be anything
 	RTT                   time.Duration // of the last ping; 0: not known yet
 	Streams               int           // open now
+	Received, Sent        int64         // bytes of streams, while this node has known the device
 	Ports                 []PortInfo
 }
 
@@ -121,6 +122,7 @@ func (h *Hub) Tunnel(device string) (TunnelInfo, bool) {
 		Device: device, Label: t.label, Tunnel: t.holder.Tunnel, Generation: t.holder.Generation,
 		Since: t.since, Remote: t.credential.Remote, Agent: t.agent, RTT: t.sock.RTT(), Streams: d.streams(),
 	}
+	info.Received, info.Sent = d.transferred()
 	for _, p := range t.hello.Ports {
 		info.Ports = append(info.Ports, PortInfo{
 			Port: p.Number, Kind: p.Kind, URL: s.url(t.label, p, t.hello.Ports), Addr: b.addresses[p.Number],

@@ -63,6 +63,7 @@ type tunnel struct {
 	unmoved int    // streams that would end with the tunnel
 	next    uint32 // number of the next stream
 	why     string // it was closed for, on this side; empty while it was not
+	code    int    // of the close frame for that
 	clean   bool   // the end is a goodbye: the device is not expected back at once
 	told    bool   // a close frame says so to the agent
 	ousted  bool   // it is closed though no other tunnel has its device
@@ -201,7 +202,7 @@ func (t *tunnel) receiveText() error {
 func (t *tunnel) close(code int, why string) {
 	t.mu.Lock()
 	if t.why == "" {
-		t.why = why
+		t.why, t.code = why, code
 	}
 	t.clean = t.clean || code == wire.CloseRevoked
 	t.mu.Unlock()
@@ -244,7 +245,7 @@ func (t *tunnel) closeSoon(code int, why string) {
 // end takes the tunnel out of the hub and releases its lease.
 func (t *tunnel) end(err error) {
 	t.mu.Lock()
-	why, clean, ousted := t.why, t.clean, t.ousted
+	why, code, clean, ousted := t.why, t.code, t.clean, t.ousted
 	t.mu.Unlock()
 	var closed *socket.CloseError
 	if errors.As(err, &closed) && why == "" {
@@ -280,6 +281,7 @@ func (t *tunnel) end(err error) {
 		t.log().Error("lease not released; it ends by itself", "error", relErr)
 	}
 	t.log().Info("tunnel down", "why", why, "after", time.Since(t.since).Round(time.Second), "replaced", replaced)
+	t.observeClose(code, clean, ousted, replaced)
 	if !replaced {
 		t.hub.emit("offline", map[string]any{"device": t.holder.Device, "label": t.label, "why": why})
 	}

@@ -1,0 +1,188 @@
+package caddymodule
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+// metrics are made once for the process, and registered with each configuration:
+// counters go on over reloads. None has a device in its labels.
+var metrics = newMetrics()
+
+type metricSet struct {
+	all            []prometheus.Collector
+	accepts        *prometheus.CounterVec
+	closes         *prometheus.CounterVec
+	takeovers      prometheus.Counter
+	streams        *prometheus.CounterVec
+	open           prometheus.Histogram
+	bytes          *prometheus.CounterVec
+	registryTime   *prometheus.HistogramVec
+	registryErrors *prometheus.CounterVec
+}
+
+func newMetrics() *metricSet {
+	m := new(metricSet)
+	name := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: "caddy", Subsystem: "iottunnel", Name: name, Help: help}
+	}
+	counter := func(n, help string, labels ...string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts(name(n, help)), labels)
+		m.all = append(m.all, c)
+		return c
+	}
+	gauge := func(n, help string, of func(tunnelcore.Stats) int) {
+		m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts(name(n, help)), func() float64 {
+			if a := current.top(); a != nil {
+				if e := a.running(); e != nil {
+					return float64(of(e.hub.Stats()))
+				}
+			}
+			return 0
+		}))
+	}
+	gauge("tunnels", "Devices that are connected to this node.", func(s tunnelcore.Stats) int { return s.Tunnels })
+	gauge("streams", "Visitors' connections that are relayed now.", func(s tunnelcore.Stats) int { return s.Streams })
+	gauge("parked_sockets", "Transfer sockets that wait for their next stream.", func(s tunnelcore.Stats) int { return s.Parked })
+	m.accepts = counter("accepts_total", "Handshakes of agents: ok, or the code of the refusal.", "result")
+	m.closes = counter("closes_total", "Tunnels that have ended: goodbye, lost, replaced, revoked, operator, restart, protocol.", "reason")
+	m.streams = counter("streams_total", "Streams that visitors asked for, by the kind of port: ok, or the code that the visitor was told.", "kind", "result")
+	m.bytes = counter("bytes_total", "Bytes of streams that have ended: in from devices, out to them.", "direction")
+	m.registryErrors = counter("registry_errors_total", "Calls to the registry that could not tell.", "op")
+	m.takeovers = prometheus.NewCounter(prometheus.CounterOpts(name("takeovers_total", "Tunnels that replaced a live one of the same device.")))
+	open := name("stream_open_seconds", "From a visitor's wish for a stream to its first byte of room.")
+	m.open = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: open.Namespace, Subsystem: open.Subsystem, Name: open.Name, Help: open.Help,
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	})
+	calls := name("registry_seconds", "Time that calls to the registry took.")
+	m.registryTime = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: calls.Namespace, Subsystem: calls.Subsystem, Name: calls.Name, Help: calls.Help,
+		Buckets: []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5},
+	}, []string{"op"})
+	m.all = append(m.all, m.takeovers, m.open, m.registryTime)
+	return m
+}
+
+// register puts the metrics into the registry of a configuration.
+func (m *metricSet) register(ctx caddy.Context) error {
+	for _, c := range m.all {
+		err := ctx.GetMetricsRegistry().Register(c)
+		var there prometheus.AlreadyRegisteredError
+		if err != nil && !errors.As(err, &there) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Accepted implements tunnelcore.Observer.
+func (m *metricSet) Accepted(result string) { m.accepts.WithLabelValues(result).Inc() }
+
+// TookOver implements tunnelcore.Observer.
+func (m *metricSet) TookOver() { m.takeovers.Inc() }
+
+// Closed implements tunnelcore.Observer.
+func (m *metricSet) Closed(reason string) { m.closes.WithLabelValues(reason).Inc() }
+
+// Opened implements tunnelcore.Observer.
+func (m *metricSet) Opened(kind wire.Kind, result string, took time.Duration) {
+	m.streams.WithLabelValues(string(kind), result).Inc()
+	if result == "ok" {
+		m.open.Observe(took.Seconds())
+	}
+}
+
+// Transferred implements tunnelcore.Observer.
+func (m *metricSet) Transferred(received, sent int64) {
+	m.bytes.WithLabelValues("in").Add(float64(received))
+	m.bytes.WithLabelValues("out").Add(float64(sent))
+}
+
+// measured is a registry whose calls are timed.
+type measured struct{ registry.Registry }
+
+// measuredRestorer is measured, of a registry that can forget.
+type measuredRestorer struct {
+	measured
+	registry.Restorer
+}
+
+// measure has the calls of r timed.
+func measure(r registry.Registry) registry.Registry {
+	m := measured{r}
+	if restorer, ok := r.(registry.Restorer); ok {
+		return measuredRestorer{m, restorer}
+	}
+	return m
+}
+
+// timed counts a call that began then. Answers such as "no such label" are no errors.
+func timed(op string, began time.Time, err error) {
+	metrics.registryTime.WithLabelValues(op).Observe(time.Since(began).Seconds())
+	var held *registry.HeldError
+	var full *registry.PortsFullError
+	if err == nil || errors.As(err, &held) || errors.As(err, &full) || errors.Is(err, context.Canceled) {
+		return
+	}
+	for _, answer := range []error{
+		registry.ErrUnknown, registry.ErrLabelTaken, registry.ErrLost, registry.ErrTooManyPorts,
+		registry.ErrChanged, registry.ErrInvalid,
+	} {
+		if errors.Is(err, answer) {
+			return
+		}
+	}
+	metrics.registryErrors.WithLabelValues(op).Inc()
+}
+
+func (m measured) Claim(ctx context.Context, c registry.Claim) (l registry.Lease, err error) {
+	defer func(began time.Time) { timed("claim", began, err) }(time.Now())
+	return m.Registry.Claim(ctx, c)
+}
+
+func (m measured) LeasePorts(ctx context.Context, h registry.Holder, want []uint16, first, last uint16) (ports map[uint16]uint16, err error) {
+	defer func(began time.Time) { timed("lease_ports", began, err) }(time.Now())
+	return m.Registry.LeasePorts(ctx, h, want, first, last)
+}
+
+func (m measured) Refresh(ctx context.Context, lease time.Duration, holders []registry.Holder) (lost []registry.Holder, err error) {
+	defer func(began time.Time) { timed("refresh", began, err) }(time.Now())
+	return m.Registry.Refresh(ctx, lease, holders)
+}
+
+func (m measured) Release(ctx context.Context, h registry.Holder, lease time.Duration, why string) (err error) {
+	defer func(began time.Time) { timed("release", began, err) }(time.Now())
+	return m.Registry.Release(ctx, h, lease, why)
+}
+
+func (m measured) ByLabel(ctx context.Context, label string) (r registry.Record, err error) {
+	defer func(began time.Time) { timed("by_label", began, err) }(time.Now())
+	return m.Registry.ByLabel(ctx, label)
+}
+
+func (m measured) Beat(ctx context.Context, n registry.Node) (err error) {
+	defer func(began time.Time) { timed("beat", began, err) }(time.Now())
+	return m.Registry.Beat(ctx, n)
+}
+
+func (m measured) Credential(ctx context.Context, device string) (c registry.Credential, err error) {
+	defer func(began time.Time) { timed("credential", began, err) }(time.Now())
+	return m.Registry.Credential(ctx, device)
+}
+
+// Interface guards
+var (
+	_ tunnelcore.Observer = (*metricSet)(nil)
+	_ registry.Registry   = measured{}
+	_ registry.Restorer   = measuredRestorer{}
+)

@@ -239,6 +239,9 @@ func TestEarlyStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.frames(frame{wire.FrameFin, o.Stream, ""})
+	if received, sent := v.Transferred(); received != int64(len("answer")) || sent != int64(len("question")) {
+		t.Errorf("transferred: %d, %d", received, sent)
+	}
 	v.Close()
 	e.idle()
 	if status, body, _ := e.refusal(a.ready.Transfer+"&id="+o.ID, a.ready.Secret); status != 404 || body.Error != wire.UnknownStream {

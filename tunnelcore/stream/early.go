@@ -524,6 +524,7 @@ func (c *Stream) writeEarly(p []byte) (int, error) {
 			if err := c.frameLocked(&e.turn, wire.FrameData, p[:n]); err != nil {
 				return 0, c.writeFailed(c.whyLocked(err))
 			}
+			c.sent.Add(int64(n))
 			return n, nil
 		case e.open != nil:
 			if err := c.frameLocked(&e.turn, 0, nil); err != nil {

@@ -7,6 +7,11 @@ import "time"
 // socket is shared.
 func (s *Socket) SetWriteTimeout(d time.Duration) { s.writeTimeout = d }
 
+// SetWriteMost bounds the bytes that a connection other than TCP is given at a
+// time, and so its TLS records: 16 KiB unless it is less. It is set before the
+// socket is shared.
+func (s *Socket) SetWriteMost(n int) { s.piece = max(1, min(n, pieceSize)) }
+
 // SetReadDeadline is as of net.Conn.
 func (s *Socket) SetReadDeadline(t time.Time) error { return s.conn.SetReadDeadline(t) }
 

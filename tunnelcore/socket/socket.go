@@ -123,6 +123,7 @@ type Socket struct {
 	turns        turns
 	writeErr     error
 	writeTimeout time.Duration
+	piece        int // see SetWriteMost
 
 	// deadlineMu guards the deadlines of writes. Taken inside a turn, held only to
 	// set them.
@@ -142,7 +143,7 @@ type Socket struct {
 
 func newSocket(conn net.Conn, br *bufio.Reader, client bool) *Socket {
 	_, tcp := conn.(*net.TCPConn)
-	return &Socket{conn: conn, br: br, client: client, tcp: tcp}
+	return &Socket{conn: conn, br: br, client: client, tcp: tcp, piece: pieceSize}
 }
 
 // newReader makes the buffer that a socket reads through.

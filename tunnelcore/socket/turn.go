@@ -16,9 +16,12 @@ type Turn struct {
 	quit  atomic.Bool // see GiveUp
 	ready chan struct{}
 
-	// Guarded by turns.mu, gone until ready says so.
-	in         *queue // where it waits
-	gone       bool   // it was taken out by GiveUp
+	// Guarded by turns.mu while it waits; what ready brings is its owner's.
+	in         *queue    // where it waits
+	all        []Message // what it would write, and somebody else may; nil: nobody else
+	gone       bool      // it was taken out by GiveUp
+	sent       bool      // somebody has written all
+	err        error     // how that went
 	prev, next *Turn
 }
 
@@ -63,33 +66,62 @@ type queue struct{ first, last *Turn }
 // tryTake takes the turn if it is free.
 func (q *turns) tryTake() bool { return q.state.CompareAndSwap(free, held) }
 
-// take waits for the turn. The error is ErrGaveUp.
-func (q *turns) take(c class, t *Turn) error {
+// take waits for the turn, or until somebody else has written all: then sent is
+// true, and the error that of the write. Else it is ErrGaveUp.
+func (q *turns) take(c class, t *Turn, all []Message) (sent bool, err error) {
 	if q.tryTake() {
-		return nil
+		return false, nil
 	}
 	q.mu.Lock()
 	for !q.state.CompareAndSwap(held, waited) && q.state.Load() != waited {
 		if q.tryTake() { // it was given back meanwhile
 			q.mu.Unlock()
-			return nil
+			return false, nil
 		}
 	}
 	if t.quit.Load() {
 		q.mu.Unlock()
-		return ErrGaveUp
+		return false, ErrGaveUp
 	}
 	if t.ready == nil {
 		t.ready = make(chan struct{}, 1)
 	}
-	t.gone = false
+	t.gone, t.sent, t.err = false, false, nil
+	t.all = append(t.all[:0], all...)
 	q.queues[c].push(t)
 	q.mu.Unlock()
 	<-t.ready
+	clear(t.all)
 	if t.gone {
-		return ErrGaveUp
+		return false, ErrGaveUp
+	}
+	return t.sent, t.err
+}
+
+// join takes who is next out of the queue, for its messages to be written
+// together with others: nil when nobody waits who lets others write.
+func (q *turns) join() *Turn {
+	if q.state.Load() != waited {
+		return nil
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for c := range q.queues {
+		if t := q.queues[c].first; t != nil {
+			if len(t.all) == 0 {
+				return nil
+			}
+			q.queues[c].remove(t)
+			return t
+		}
 	}
 	return nil
+}
+
+// joined tells one that was taken out by join how its write went.
+func (t *Turn) joined(err error) {
+	t.sent, t.err = true, err
+	t.ready <- struct{}{}
 }
 
 // pass gives the turn to who is next.
@@ -150,8 +182,8 @@ func (s *Socket) lock(c class) {
 	if s.turns.tryTake() {
 		return
 	}
-	var t Turn              // no pool: its channel belongs to the bubble of a test about time
-	_ = s.turns.take(c, &t) // nobody gives it up
+	var t Turn                      // no pool: its channel belongs to the bubble of a test about time
+	_, _ = s.turns.take(c, &t, nil) // nobody gives it up
 }
 
 // GiveUp makes writes that wait with t return ErrGaveUp, now and later, until t

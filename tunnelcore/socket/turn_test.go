@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -110,6 +112,76 @@ func TestWriteMessages(t *testing.T) {
 	}
 	if got := string(script.written()); got != "\x81\x01a\x82\x02bc" {
 		t.Errorf("%q", got)
+	}
+}
+
+// What comes while a write is under way leaves with one write after it, up to a
+// bound; who does not let others write ends that.
+func TestWritesTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, conn := conns(t, "pipe")
+		sizes := &sized{Conn: conn}
+		s := on(sizes, false)
+		var wg sync.WaitGroup
+		start := func(write func() error) {
+			wg.Go(func() {
+				if err := write(); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		message := func(n int) func() error {
+			return func() error { return s.WriteMessages(new(Turn), Message{Op: Binary, Body: make([]byte, n)}) }
+		}
+		start(message(1))
+		start(message(100))
+		start(message(100))
+		start(func() error { return s.WriteMessage(Binary, make([]byte, 10)) })
+		for range 5 {
+			start(message(4000))
+		}
+		start(func() error { // goes first
+			return s.WriteMessages(new(Turn), Message{Op: Text, Body: make([]byte, 20)}, Message{Op: Binary, Body: make([]byte, 30)})
+		})
+		r := on(client, true)
+		for range 11 {
+			if _, _, err := r.ReadMessage(10000); err != nil {
+				t.Error(err)
+			}
+		}
+		wg.Wait()
+		want := []int{3, 22 + 32 + 102 + 102, 12, 3 * 4004, 2 * 4004}
+		if !slices.Equal(sizes.all, want) {
+			t.Errorf("writes of %v bytes, want %v", sizes.all, want)
+		}
+		s.Close()
+	})
+}
+
+type sized struct {
+	net.Conn
+	all []int
+}
+
+func (c *sized) Write(p []byte) (int, error) {
+	c.all = append(c.all, len(p))
+	return c.Conn.Write(p)
+}
+
+// A TLS record is no longer than the peer wants it.
+func TestSetWriteMost(t *testing.T) {
+	client, conn := conns(t, "pipe")
+	sizes := &sized{Conn: conn}
+	s := on(sizes, false)
+	s.SetWriteMost(512)
+	go s.WriteMessage(Binary, make([]byte, 1300))
+	if _, m, err := on(client, true).ReadMessage(1300); len(m) != 1300 || err != nil {
+		t.Fatal(len(m), err)
+	}
+	settle(s)
+	if want := []int{512, 512, 280}; !slices.Equal(sizes.all, want) {
+		t.Errorf("writes of %v bytes, want %v", sizes.all, want)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -82,28 +83,64 @@ type Message struct {
 	Head, Body []byte
 }
 
+// batchMost is up to how many bytes messages of several callers leave with one
+// write.
+const batchMost = 8 << 10
+
 // WriteMessages sends some short messages with one write, and is as urgent as the
 // first of them. It copies them, and may be called concurrently. Whoever has t,
 // which is not nil, can end the wait for its turn.
+//
+// Messages of others that come at the same time leave with them, in as few packets
+// as can be: a congestion window counts those, not bytes, and a system call costs
+// more than what it carries.
 func (s *Socket) WriteMessages(t *Turn, all ...Message) error {
-	if err := s.turns.take(classOf(all[0].Op), t); err != nil {
+	if s.turns.tryTake() {
+		runtime.Gosched() // who is about to write comes along
+	} else if sent, err := s.turns.take(classOf(all[0].Op), t, all); sent || err != nil {
 		return err
 	}
 	defer s.unlock()
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
-	out := (*b)[:0]
+	var err error
+	if *b, err = s.appendLocked((*b)[:0], all); err != nil {
+		return err
+	}
+	var others [16]*Turn
+	n := 0
+	for n < len(others) && len(*b) < batchMost {
+		o := s.turns.join()
+		if o == nil {
+			break
+		}
+		more, err := s.appendLocked(*b, o.all)
+		if err != nil { // a close frame is to be next
+			o.joined(err)
+			break
+		}
+		*b, others[n] = more, o
+		n++
+	}
+	err = s.sendLocked(*b)
+	for _, o := range others[:n] {
+		o.joined(err)
+	}
+	return err
+}
+
+// appendLocked appends messages as they go over the wire. It wants the turn.
+func (s *Socket) appendLocked(b []byte, all []Message) ([]byte, error) {
 	for _, m := range all {
 		if err := s.readyLocked(byte(m.Op)); err != nil {
-			return err
+			return b, err
 		}
-		start := len(out)
-		out = append(append(append(out, headroom[:]...), m.Head...), m.Body...)
-		frame := s.seal(byte(m.Op), out[start:])
-		out = out[:start+copy(out[start:], frame)]
+		start := len(b)
+		b = append(append(append(b, headroom[:]...), m.Head...), m.Body...)
+		frame := s.seal(byte(m.Op), b[start:])
+		b = b[:start+copy(b[start:], frame)]
 	}
-	*b = out
-	return s.sendLocked(out)
+	return b, nil
 }
 
 var headroom [Headroom]byte
@@ -262,7 +299,7 @@ func (s *Socket) sendLocked(frame []byte) error {
 	for {
 		piece := frame
 		if !s.tcp {
-			piece = frame[:min(len(frame), pieceSize)]
+			piece = frame[:min(len(frame), s.piece)]
 		}
 		n, err := s.conn.Write(piece)
 		frame = frame[n:]

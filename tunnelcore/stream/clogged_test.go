@@ -11,7 +11,7 @@ import (
 )
 
 // On a link of 64 kbit/s that is full of early data, a heartbeat waits for what
-// the kernel holds and for one frame, not for the data of all streams; and these
+// the kernel holds and for one write, not for the data of all streams; and these
 // take turns.
 func TestHeartbeatOnCloggedLink(t *testing.T) {
 	const (
@@ -19,7 +19,7 @@ func TestHeartbeatOnCloggedLink(t *testing.T) {
 		streams = 32
 		each    = 16 << 10
 		total   = streams * each * time.Second / rate // what the data takes: a minute
-		worst   = (unsent + 2*4200) * time.Second / rate
+		worst   = (unsent + 3*4200) * time.Second / rate
 	)
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()

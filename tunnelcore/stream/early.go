@@ -41,12 +41,13 @@ type early struct {
 	freed   int  // read, and not given back as credit yet; inline only
 	telling bool // of that: the mux has it on its list
 
-	open     []byte      // to be sent before everything else
-	sending  bool        // a frame is on its way: others wait
-	tried    bool        // some of what was written may have been sent
-	resetDue bool        // after that
-	turn     socket.Turn // of what is written
-	timer    *time.Timer // sends open, or wants a transfer socket
+	open     []byte                 // to be sent before everything else
+	sending  bool                   // a frame is on its way: others wait
+	tried    bool                   // some of what was written may have been sent
+	resetDue bool                   // after that
+	turn     socket.Turn            // of what is written
+	header   [wire.FrameHeader]byte // of the frame on its way
+	timer    *time.Timer            // sends open, or wants a transfer socket
 
 	moved    bool          // Options.Moved was called, or will not be
 	wanted   bool          // Options.Wanted was called, or will not be
@@ -428,8 +429,12 @@ func (c *Stream) frameLocked(turn *socket.Turn, k wire.FrameKind, payload []byte
 	}
 	tried := e.tried
 	e.sending, e.tried = true, tried || k == wire.FrameData
+	var header []byte
+	if k != 0 {
+		header = wire.AppendFrameHeader(e.header[:0], k, e.number)
+	}
 	c.mu.Unlock()
-	err := e.mux.send(turn, open, k, e.number, payload)
+	err := e.mux.send(turn, open, header, payload)
 	c.mu.Lock()
 	e.sending = false
 	if errors.Is(err, socket.ErrGaveUp) {

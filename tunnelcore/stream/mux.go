@@ -260,15 +260,16 @@ func (m *Mux) nextDue(last bool) (due, bool) {
 	return d, true
 }
 
-// send sends a frame, behind open if there is one. Kind 0 is none.
-func (m *Mux) send(t *socket.Turn, open []byte, k wire.FrameKind, number uint32, payload []byte) error {
-	if k == 0 {
-		return m.sock.WriteMessages(t, socket.Message{Op: socket.Text, Head: open})
-	}
-	var head [wire.FrameHeader]byte
-	frame := socket.Message{Op: socket.Binary, Head: wire.AppendFrameHeader(head[:0], k, number), Body: payload}
-	if open == nil {
+// send sends the header of a frame and its payload, behind open, where they are
+// not nil.
+func (m *Mux) send(t *socket.Turn, open, header, payload []byte) error {
+	announced := socket.Message{Op: socket.Text, Head: open}
+	frame := socket.Message{Op: socket.Binary, Head: header, Body: payload}
+	switch {
+	case header == nil:
+		return m.sock.WriteMessages(t, announced)
+	case open == nil:
 		return m.sock.WriteMessages(t, frame)
 	}
-	return m.sock.WriteMessages(t, socket.Message{Op: socket.Text, Head: open}, frame)
+	return m.sock.WriteMessages(t, announced, frame)
 }

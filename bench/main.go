@@ -31,18 +31,15 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends it at once
-	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// run plays the role that the first argument names; the first three are those
-// that bench gives itself in processes of their own.
-func run(ctx context.Context, args []string) error {
+// run plays the role that the first argument names. Bench gives the first three
+// to itself, in processes of their own; two of them end with a signal at once.
+func run(args []string) error {
 	role := ""
 	if len(args) > 0 {
 		role = args[0]
@@ -52,6 +49,11 @@ func run(ctx context.Context, args []string) error {
 		return load.Serve(strings.Join(args[1:], ""))
 	case "relay":
 		return beRelay(args[1:])
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
+	switch role {
 	case "fleet-worker":
 		return fleet.Work(ctx, strings.Join(args[1:], ""))
 	case "fleet":

@@ -27,6 +27,12 @@ func runService(o *options, stdout, stderr io.Writer) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("service: %w", err)
 	}
+	said := map[string]string{
+		"install":   "installed: it starts with the system; to start it now: iottunnel-agent service start",
+		"uninstall": "stopped and uninstalled",
+		"start":     "started; its log: " + m.Log(),
+		"stop":      "stopped, until the system starts again or `iottunnel-agent service start`",
+	}[o.action]
 	if o.action == "install" {
 		var spec service.Spec
 		if spec, err = o.spec(stderr); err != nil {
@@ -41,7 +47,11 @@ func runService(o *options, stdout, stderr io.Writer) (int, error) {
 			io.WriteString(stdout, text)
 			return exitOK, nil
 		}
-		err = m.Install(spec)
+		if err = m.Install(spec); err == nil {
+			if state, _, _ := m.Status(); state == service.Running {
+				said = "installed anew; what runs goes on as before until: iottunnel-agent service stop, and start"
+			}
+		}
 	}
 	switch o.action {
 	case "uninstall":
@@ -57,12 +67,7 @@ func runService(o *options, stdout, stderr io.Writer) (int, error) {
 		fmt.Fprintf(stderr, "iottunnel-agent: service %s: %v\n", o.action, err)
 		return exitFailed, nil
 	}
-	fmt.Fprintln(stdout, map[string]string{
-		"install":   "installed: it starts with the system; to start it now: iottunnel-agent service start",
-		"uninstall": "stopped and uninstalled",
-		"start":     "started; its log: " + m.Log(),
-		"stop":      "stopped, until the system starts again or `iottunnel-agent service start`",
-	}[o.action])
+	fmt.Fprintln(stdout, said)
 	return exitOK, nil
 }
 
@@ -104,6 +109,9 @@ func (o *options) spec(stderr io.Writer) (spec service.Spec, err error) {
 		return spec, errors.New("a service does not have this IOTTUNNEL_TOKEN: write the secret into a file that only root can read, and name it with --token-file")
 	case proxy != nil && proxy.User != nil && !o.ofFile("proxy"):
 		return spec, fmt.Errorf("%s: everybody on this device could read the password in the list of processes: write it into a file, as proxy: …, and give that with -c", o.name("proxy"))
+	}
+	if o.proxy == "" && (os.Getenv("HTTPS_PROXY") != "" || os.Getenv("https_proxy") != "") {
+		fmt.Fprintln(stderr, "iottunnel-agent: service install: a service does not have this HTTPS_PROXY; if it needs the proxy, give --proxy")
 	}
 	program, err := os.Executable()
 	if err == nil {

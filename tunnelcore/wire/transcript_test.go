@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// step is an element of testdata/transcript.json and transcript_early.json: what one side sends in one go.
+// step is an element of testdata/transcript.json, transcript_early.json and
+// transcript_inline.json: what one side sends in one go.
 type step struct {
 	Name   string `json:"name"`
 	Socket string `json:"socket"` // control or transfer
@@ -132,6 +134,44 @@ func transcriptEarly(t *testing.T) []step {
 	}
 }
 
+// transcriptInline is a session with inline in force, and windows that are smaller
+// than what is sent.
+func transcriptInline(t *testing.T) []step {
+	t.Helper()
+	hello := Hello{
+		Device: "cam-17", Ports: []Port{{80, HTTP}}, Instance: instance,
+		Caps: Early | Inline, Streams: 2, MessageMax: 512, Early: 64, EarlyTotal: 128, Heartbeat: 25,
+	}
+	up := ready()
+	up.Caps, up.Streams, up.MessageMax, up.Early, up.EarlyTotal = (Early | Inline).String(), 2, 512, 64, 128
+	const (
+		request = "GET / HTTP/1.1\r\nHost: k3qz7h5mwx2c4v6b.devices.example.net\r\nConnection: close\r\n\r\n"
+		answer  = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n21.5 \xc2\xb0C"
+	)
+	return []step{
+		handshake("the agent offers early and inline, with bounds of its own", "control", ControlPath+"?"+hello.Query(), "cam-17-token"),
+		switched("the edge agrees", "control"),
+		message("the tunnel is up, and both are in force", "edge", up),
+		message("where port 80 is reached", "edge", &PortInfo{Port: 80, Kind: HTTP, URL: "https://k3qz7h5mwx2c4v6b.devices.example.net/"}),
+		message("a visitor wants port 80", "edge", &Open{Stream: 1, ID: streamID, Port: 80, From: "203.0.113.9:51234", Early: 64}),
+		data("as much of what it sends as the window holds", "edge", 1, request[:64]),
+		grant("the service has taken that", "agent", 1, 64),
+		data("the rest", "edge", 1, request[64:]),
+		data("as much of the answer as the window holds", "agent", 1, answer[:64]),
+		grant("the visitor has taken that", "edge", 1, 64),
+		data("the rest", "agent", 1, answer[64:]),
+		word("that was everything", "agent", FrameFin, 1),
+		word("and the visitor has nothing more to send: the stream is over", "edge", FrameFin, 1),
+	}
+}
+
+// grant is a frame of credit on the control socket.
+func grant(name, from string, stream uint32, n int) step {
+	s := frame(name, "control", from, "binary", string(AppendCredit(nil, stream, n)))
+	s.Frame = fmt.Sprintf("credit, stream %d, %d", stream, n)
+	return s
+}
+
 // data is a data frame on the control socket.
 func data(name, from string, stream uint32, payload string) step {
 	s := frame(name, "control", from, "binary", string(AppendFrameHeader(nil, FrameData, stream))+payload)
@@ -209,7 +249,7 @@ func frame(name, socket, from, kind, payload string) step {
 // TestTranscriptDecodes reads the messages of the transcript back, in case the
 // one who wrote them and the one who encodes them agree on what is wrong.
 func TestTranscriptDecodes(t *testing.T) {
-	for i, s := range append(transcript(t), transcriptEarly(t)...) {
+	for i, s := range slices.Concat(transcript(t), transcriptEarly(t), transcriptInline(t)) {
 		if s.Frame != "" {
 			if _, _, _, err := ParseFrame([]byte(s.Payload)); err != nil {
 				t.Errorf("step %d: %v", i+1, err)
@@ -234,6 +274,7 @@ func TestTranscriptDecodes(t *testing.T) {
 func TestTranscriptDocumented(t *testing.T) {
 	checkTranscript(t, "transcript", transcript(t))
 	checkTranscript(t, "transcript with early", transcriptEarly(t))
+	checkTranscript(t, "transcript with inline", transcriptInline(t))
 }
 
 func checkTranscript(t *testing.T, name string, steps []step) {

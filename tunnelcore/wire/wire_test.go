@@ -22,6 +22,7 @@ func TestVectors(t *testing.T) {
 	golden(t, "frames.json", lines(t, frameVectors))
 	golden(t, "transcript.json", lines(t, transcript(t)))
 	golden(t, "transcript_early.json", lines(t, transcriptEarly(t)))
+	golden(t, "transcript_inline.json", lines(t, transcriptInline(t)))
 }
 
 // golden compares the file of testdata with want, or writes it with -update.

@@ -157,7 +157,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if !control && e.transfer != nil && e.transfer(w, r) {
-		e.answered <- struct{}{}
+		poke(e.answered, struct{}{})
 		return
 	}
 	s, err := socket.Accept(w, r, wire.Subprotocol, socket.LargeBuffer)

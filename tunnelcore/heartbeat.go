@@ -112,7 +112,7 @@ func (h *Hub) beatTunnels() {
 	h.mu.Unlock()
 	for _, t := range ping {
 		// Each by itself: a write to a full buffer waits.
-		h.wg.Go(func() { t.sock.Ping() })
+		h.wg.Go(t.sock.PingSoon) // also when frames are always under way
 	}
 	for _, t := range dead {
 		t.mu.Lock()

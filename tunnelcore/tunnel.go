@@ -308,7 +308,7 @@ func (t *tunnel) alive(ctx context.Context) bool {
 	probe, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	heard := t.sock.Heard()
-	t.hub.wg.Go(func() { t.pingSoon(probe) }) // a write to a full buffer waits
+	t.hub.wg.Go(t.sock.PingSoon) // a write to a full buffer waits
 	look := time.NewTicker(lookTime)
 	defer look.Stop()
 	for {
@@ -321,22 +321,6 @@ func (t *tunnel) alive(ctx context.Context) bool {
 			return false
 		case <-probe.Done():
 			return ctx.Err() != nil // nobody waits for the answer: change nothing
-		}
-	}
-}
-
-// pingSoon pings the agent as soon as no other write is under way.
-func (t *tunnel) pingSoon(ctx context.Context) {
-	look := time.NewTicker(lookTime)
-	defer look.Stop()
-	for {
-		if sent, err := t.sock.Ping(); sent || err != nil {
-			return
-		}
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			return
 		}
 	}
 }

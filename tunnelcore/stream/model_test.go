@@ -76,7 +76,7 @@ func (m *model) end(wg *sync.WaitGroup, c, other net.Conn, end int, seed uint64)
 	wg.Go(func() { // reads what the other end wrote
 		defer close(readDone)
 		from := 1 - end
-		buf := make([]byte, 1+reads.IntN(8000))
+		buf := make([]byte, 64+reads.IntN(8000)) // less takes a busy machine too long
 		for {
 			if reads.IntN(8) == 0 {
 				c.SetReadDeadline(time.Now().Add(time.Duration(reads.IntN(300)) * time.Microsecond))

@@ -48,8 +48,6 @@ func (b *bench) bulk(ctx context.Context, s *report.Section) error {
 			return fmt.Errorf("%s: %w", kind.name, err)
 		}
 	}
-	s.Ratio("rate", ways.Relays, "of "+ways.Relays)
-	s.Ratio("rate", ways.RelaysTLS, "of "+ways.RelaysTLS)
-	s.Ratio("rate", ways.Caddy, "of "+ways.Caddy)
+	b.compare(s, ways.Relays, ways.Caddy)
 	return nil
 }

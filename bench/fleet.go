@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/iottunnel/iottunnel/bench/fleet"
@@ -31,6 +32,10 @@ func runFleet(ctx context.Context, args []string) error {
 	token := flags.String("token-file", "", "`file` with the secret of every device; or IOTTUNNEL_TOKEN")
 	length := flags.Duration("for", time.Minute, "how long all are up before the end, or between storms")
 	storms := flags.Int("storms", 0, "how often all connections are aborted at once")
+	v := &visits{}
+	flags.StringVar(&v.addr, "visit", "", "`IP:PORT` of the edge, for visitors by Host, if it has `hostname device`")
+	flags.StringVar(&v.domain, "domain", "devices.localhost", "of the hostnames that visitors ask for")
+	flags.IntVar(&v.visitors, "visitors", 4, "how many visit at the same time")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -63,32 +68,45 @@ func runFleet(ctx context.Context, args []string) error {
 		return err
 	}
 	fmt.Printf("%d devices are up after %v\n", c.Count, took.Round(time.Millisecond))
+	ctx, cancel := context.WithCancel(ctx)
+	var visiting sync.WaitGroup
+	defer visiting.Wait()
+	defer cancel()
+	if v.addr == "" {
+		v = nil
+	} else {
+		v.prefix, v.first, v.devices = c.Prefix, c.First, c.Count
+		visiting.Go(func() { v.run(ctx) })
+	}
 	for i := range *storms {
-		if err := watch(ctx, f, *length); err != nil {
-			return err
-		}
+		watch(ctx, f, v, *length)
 		if took, err = f.Storm(ctx); err != nil {
 			return err
 		}
 		fmt.Printf("storm %d: all are back after %v\n", i+1, took.Round(time.Millisecond))
 	}
-	return watch(ctx, f, *length)
+	watch(ctx, f, v, *length)
+	return nil
 }
 
-// watch prints, every few seconds, how the fleet is.
-func watch(ctx context.Context, f *fleet.Fleet, length time.Duration) error {
+// watch prints, every few seconds, how the fleet and its visitors are; a nil v are
+// none.
+func watch(ctx context.Context, f *fleet.Fleet, v *visits, length time.Duration) {
 	end := time.After(length)
 	tick := time.NewTicker(min(length, 5*time.Second))
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-end:
-			return nil
+			return
 		case <-tick.C:
 			s := f.Stat()
 			fmt.Printf("up %d, lost %d, pings %d, streams %d, failures %v\n", s.Up, s.Lost, s.Pings, s.Opens, s.Failures)
+			if v != nil {
+				fmt.Println(v.since())
+			}
 		}
 	}
 }

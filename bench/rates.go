@@ -33,7 +33,7 @@ func (b *bench) keepAlive(ctx context.Context, s *report.Section, target func(*w
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	s.Ratio("rate", base, "of "+base)
+	b.compare(s, base)
 	return nil
 }
 
@@ -49,9 +49,17 @@ func (b *bench) fresh(ctx context.Context, s *report.Section) error {
 	if err := b.requests(ctx, s, setup, "TCP port", byPort, visit); err != nil {
 		return err
 	}
-	s.Ratio("rate", ways.Caddy, "of "+ways.Caddy)
-	s.Ratio("rate", ways.Relays, "of "+ways.Relays)
+	b.compare(s, ways.Caddy, ways.Relays)
 	return nil
+}
+
+// compare adds what rates and costs are of those of each base. Costs wander less
+// than rates when the machine has other things to do.
+func (b *bench) compare(s *report.Section, bases ...string) {
+	for _, base := range bases {
+		s.Ratio("rate", base, "of "+base)
+		s.Ratio("CPU", base, "CPU of "+base)
+	}
 }
 
 // requests measures one load over all ways.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,9 +209,18 @@ func (a *fakeAgent) serve(caps wire.Caps) {
 			switch {
 			case err != nil || !ok:
 			case mux == nil:
-				a.owner.Go(func() { echo(stream.New(a.fetch(o), options)) })
+				a.owner.Go(func() {
+					if s, err := a.e.dial(a.ready.Transfer+"&id="+o.ID, a.ready.Secret); err == nil {
+						echo(stream.New(s, options))
+					}
+				})
 			default:
-				options.Wanted = func(c *stream.Stream) { _ = c.Attach(a.fetch(o)) }
+				options.Wanted = func(c *stream.Stream) {
+					// A failure is that of a stream which is over.
+					if s, err := a.e.dial(a.ready.Transfer+"&id="+o.ID, a.ready.Secret); err == nil {
+						_ = c.Attach(s)
+					}
+				}
 				c, err := mux.Open(o.Stream, o.Early, options)
 				if err != nil {
 					a.e.t.Error(err)
@@ -493,6 +504,75 @@ func TestEarlyTunnelEnds(t *testing.T) {
 	v, o := a.begin("again")
 	a.say(frame{wire.FrameData, o.Stream, "served"})
 	reads(t, v, "served")
+}
+
+// Tunnels that break while visitors come and go, in whatever state their streams
+// are, leave nothing behind, and no visitor gets what is not its own.
+func TestEarlyTunnelsBreak(t *testing.T) {
+	for _, caps := range []wire.Caps{wire.Early, wire.Early | wire.Reuse, wire.Early | wire.Inline} {
+		t.Run(caps.String(), func(t *testing.T) {
+			e := startEdge(t, func(s *Settings) { s.Limits.StreamsPerDevice = 6 })
+			h := offering("cam-17", caps)
+			h.Early, h.EarlyTotal = 8000, 30000
+			a := e.connect(h)
+			a.serve(caps)
+			var served atomic.Int64
+			stop := make(chan struct{})
+			var visitors sync.WaitGroup
+			for i := range 8 {
+				visitors.Go(func() {
+					text := strings.Repeat(string(rune('a'+i)), 3000*i+1)
+					for {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if e.echoes(text) {
+							served.Add(1)
+						}
+					}
+				})
+			}
+			for range 8 {
+				before := served.Load()
+				eventually(t, "visitors are served", func() bool { return served.Load() > before+5 })
+				a.sock.Close()
+				a = e.connect(h)
+				a.serve(caps)
+			}
+			close(stop)
+			visitors.Wait()
+			e.idle()
+		})
+	}
+}
+
+// echoes is a visitor of a device that echoes: false when its stream broke.
+func (e *edge) echoes(text string) bool {
+	c, err := e.hub.Dial(context.Background(), "cam-17", 80, visitor)
+	if err != nil {
+		if answer := (*answers.Error)(nil); !errors.As(err, &answer) {
+			e.t.Errorf("dial: %v", err)
+		}
+		return false
+	}
+	defer c.Close()
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		_, _ = io.WriteString(c, text) // a failure shows in the read, too
+	}()
+	got := make([]byte, len(text))
+	n, err := io.ReadFull(c, got)
+	if string(got[:n]) != text[:n] {
+		e.t.Errorf("%d of %d bytes are not the visitor's own", n, len(text))
+	}
+	if err != nil {
+		c.(*stream.Stream).Abort()
+	}
+	<-sent
+	return err == nil
 }
 
 // A frame that is none, and frames without a capability for them, end the tunnel.

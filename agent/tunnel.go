@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// controlWrite bounds each write to a control socket.
-	controlWrite = 15 * time.Second
+	// controlWrite is how long the edge may take nothing of what a control socket
+	// has to send, or acknowledge nothing: longer than a link goes away for a
+	// moment, shorter than the wait for two heartbeats.
+	controlWrite = 30 * time.Second
 	// closeTime is how long the edge may take to answer a close frame.
 	closeTime = time.Second
 )

@@ -81,6 +81,8 @@ var appSettings = []setting[*App]{
 //			file   <file>
 //		}
 //		auth            enrolled
+//		auth            jwt { … }
+//		auth            mtls { … }
 //		auth            none
 //		lease           <duration>
 //		hostname        random|device

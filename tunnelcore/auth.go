@@ -34,6 +34,9 @@ var (
 	// ErrUndecided: what it has to ask does not answer. The agent is to come again,
 	// and a tunnel that is there stays, and is authorised once it does answer.
 	ErrUndecided = errors.New("cannot be decided now")
+	// ErrExpired: the credential was good, and is too old. A tunnel that is up is
+	// closed with 4102: its agent may have another by now.
+	ErrExpired = errors.New("the credential has expired")
 	// ErrNotEntitled: the device is proved, but may not do what it wants to.
 	ErrNotEntitled = errors.New("not entitled to this")
 )

@@ -268,6 +268,10 @@ func (h *Hub) reauthorise(t *tunnel) error {
 	t.log().Warn("authorisation withdrawn", "reason", err)
 	t.oust()
 	t.device.dropStreams()
+	if errors.Is(err, ErrExpired) {
+		t.closeSoon(wire.CloseExpired, "credential expired")
+		return err
+	}
 	t.closeSoon(wire.CloseRevoked, "authorisation withdrawn")
 	return err
 }

@@ -47,7 +47,7 @@ func TestEarlyHalfClose(t *testing.T) {
 			each(t, MuxOptions{Inline: when == "inline"}, false, func(t *testing.T, l *link, credit int) {
 				request, answer := bytes.Repeat([]byte("request "), 20000), bytes.Repeat([]byte("answer! "), 30000)
 				if credit == 1 { // a round trip for each byte
-					request, answer = request[:2000], answer[:3000]
+					request, answer = request[:200], answer[:300]
 				}
 				if when == "never" {
 					request, answer = request[:min(credit, len(request))], answer[:min(credit, len(answer))]

@@ -5,6 +5,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -76,7 +77,7 @@ func runSections(ctx context.Context, c config) (err error) {
 			return fmt.Errorf("%s: %w", s.name, cmp.Or(context.Cause(ctx), err))
 		}
 		table.Close()
-		if err := table.Markdown(os.Stdout); err != nil {
+		if err := errors.Join(table.Markdown(os.Stdout), b.write(r)); err != nil { // what was measured is kept, whatever comes
 			return err
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))

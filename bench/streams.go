@@ -24,7 +24,9 @@ func (b *bench) streams(ctx context.Context, s *report.Section) error {
 		visitors, settle = 20, 0
 	}
 	s.Note("%d streams.", visitors)
-	return b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
+	once := &bench{config: b.config}
+	once.repeats = 1 // memory does not wander as rates do
+	return once.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 		if len(w.Edge) == 0 {
 			return nil
 		}

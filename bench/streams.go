@@ -19,14 +19,12 @@ func (b *bench) streams(ctx context.Context, s *report.Section) error {
 	if err != nil {
 		return err
 	}
-	visitors, settle := 2000, 3*time.Second
+	visitors, settle := 240, 2*time.Second // an agent takes 256 at once
 	if b.short {
 		visitors, settle = 20, 0
 	}
 	s.Note("%d streams.", visitors)
-	once := &bench{config: b.config}
-	once.repeats = 1 // memory does not wander as rates do
-	return once.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
+	return b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 		if len(w.Edge) == 0 {
 			return nil
 		}

@@ -143,7 +143,7 @@ func labels(pairs ...string) string {
 const style = `:root{color-scheme:light dark;--ok:#1a7f37;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--ok:#4ac26b;--bad:#ff8a80}}
 body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.4rem}.up{color:var(--ok)}.down{color:var(--bad)}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}.up{color:var(--ok)}.down{color:var(--bad)}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .8rem .3rem 0;vertical-align:top;overflow-wrap:anywhere}
 th{font-weight:600;white-space:nowrap}footer{margin-top:2rem;font-size:.85rem;opacity:.75}`
 
@@ -173,17 +173,20 @@ func (a About) page(s agent.Status, now time.Time) string {
 	row("Tunnels so far", fmt.Sprintf("%d, and %d failures", s.Tunnels, s.Failures))
 	b.WriteString("</table>\n<h2>Ports</h2>\n<table>\n<tr><th scope=\"col\">Port</th><th scope=\"col\">Service</th><th scope=\"col\">For visitors</th></tr>\n")
 	for _, p := range a.ports(s) {
-		fmt.Fprintf(&b, "<tr><td>%d/%s</td><td>%s</td><td>%s</td></tr>\n", p.Port, html.EscapeString(p.Kind), html.EscapeString(p.Target), link(p.URL))
+		fmt.Fprintf(&b, "<tr><td>%d/%s</td><td>%s</td><td>%s</td></tr>\n", p.Port, html.EscapeString(p.Kind), html.EscapeString(p.Target), link(p.URL, len(s.Up.Ports) > 0))
 	}
 	fmt.Fprintf(&b, "</table>\n<footer>iottunnel-agent %s, started %s. The same for programs: <a href=\"status\">status</a>, <a href=\"metrics\">metrics</a>, "+
 		"<a href=\"ready\">ready</a>, <a href=\"healthz\">healthz</a>.</footer>\n</body></html>\n", html.EscapeString(a.Version), when(a.Started, now))
 	return b.String()
 }
 
-// link is a URL, to be clicked if that is harmless: the edge made it.
-func link(url string) string {
+// link is a URL, to be clicked if that is harmless: the edge made it. told says that
+// it has.
+func link(url string, told bool) string {
 	text := html.EscapeString(url)
 	switch {
+	case !told:
+		return "not known yet"
 	case url == "":
 		return "not from outside"
 	case strings.HasPrefix(url, "https://"), strings.HasPrefix(url, "http://"):

@@ -65,6 +65,9 @@ type model struct {
 // at is the byte that an end sends at a place: wrong order or loss is seen.
 func at(end int, place int64) byte { return byte(place*31>>3 + place + int64(end)*101) }
 
+// stall waits for up to so many microseconds.
+func stall(rng *rand.Rand, most int) { time.Sleep(time.Duration(rng.IntN(most)) * time.Microsecond) }
+
 func (m *model) end(wg *sync.WaitGroup, c, other net.Conn, end int, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	actions, last := rng.IntN(40), rng.IntN(6)
@@ -101,14 +104,14 @@ func (m *model) end(wg *sync.WaitGroup, c, other net.Conn, end int, seed uint64)
 				return
 			}
 			if reads.IntN(20) == 0 {
-				time.Sleep(time.Duration(reads.IntN(300)) * time.Microsecond) // a stall
+				stall(reads, 300)
 			}
 		}
 	})
 	wg.Go(func() {
 		for range actions {
 			if rng.IntN(6) == 0 {
-				time.Sleep(time.Duration(rng.IntN(300)) * time.Microsecond)
+				stall(rng, 300)
 				continue
 			}
 			p := make([]byte, 1+rng.IntN(1<<rng.IntN(17)))
@@ -136,7 +139,7 @@ func (m *model) end(wg *sync.WaitGroup, c, other net.Conn, end int, seed uint64)
 		case 4:
 			Abort(c)
 		case 5: // an abort that meets whatever is under way
-			time.Sleep(time.Duration(rng.IntN(2000)) * time.Microsecond)
+			stall(rng, 2000)
 			Abort(c)
 		}
 	})

@@ -45,10 +45,8 @@ type game struct {
 	calm  bool // nobody aborts, and nothing breaks
 	kills bool // the control socket ends
 
-	mu     sync.Mutex
-	parked [][2]*socket.Socket // pairs; see reuse
-	ends   map[*socket.Socket]*socket.Socket
-	over   bool
+	mu   sync.Mutex
+	ends map[*socket.Socket]*socket.Socket // the edge's of each transfer socket, by the agent's
 }
 
 func (g *game) play(rng *rand.Rand) {
@@ -68,11 +66,11 @@ func (g *game) play(rng *rand.Rand) {
 		}
 		wg.Go(func() { g.stream(edge, n, rand.New(rand.NewPCG(seed, 3))) })
 		if rng.IntN(3) == 0 {
-			time.Sleep(time.Duration(rng.IntN(500)) * time.Microsecond)
+			stall(rng, 500)
 		}
 	}
 	if g.kills {
-		time.Sleep(time.Duration(rng.IntN(5000)) * time.Microsecond)
+		stall(rng, 5000)
 		[]*muxEnd{l.edge, l.agent}[rng.IntN(2)].sock.Close()
 	}
 	wg.Wait()
@@ -177,7 +175,7 @@ func (g *game) attach(edge, agent *Stream, delays [2]time.Duration) {
 		s *socket.Socket
 	}{{edge, e}, {agent, a}} {
 		wg.Go(func() {
-			time.Sleep(delays[i])
+			<-time.After(delays[i])
 			_ = end.c.Attach(end.s) // the stream may be over
 		})
 	}

@@ -68,17 +68,17 @@ func TestWanted(t *testing.T) {
 		if after := wanted(n); after != 0 {
 			t.Errorf("without credit: %v", after)
 		}
-		edge, n := l.open(100)
+		_, n = l.open(100)
 		l.accept(n)
 		if after := wanted(n); after != 2*rtt {
 			t.Errorf("lasting: %v", after)
 		}
-		edge, n = l.open(100)
+		edge, n := l.open(100)
 		edge.Write(make([]byte, 50))
 		if after := wanted(n); after != 0 {
 			t.Errorf("half of its credit spent by the edge: %v", after)
 		}
-		edge, n = l.open(100)
+		_, n = l.open(100)
 		agent := l.accept(n)
 		agent.Write(make([]byte, 50))
 		if after := wanted(n); after != 0 {

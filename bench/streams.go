@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/iottunnel/iottunnel/bench/load"
@@ -13,56 +14,69 @@ import (
 )
 
 // streams measures how much memory grows by visitors who have had one answer and
-// stay connected. Those before them, who have left, have warmed it up.
+// stay connected. A few before them, who have left, have warmed it up. Each way has
+// programs of its own: memory that others' streams have left behind would hide
+// what these take.
 func (b *bench) streams(ctx context.Context, s *report.Section) error {
-	setup, err := b.loopback(ctx, s)
-	if err != nil {
-		return err
-	}
 	visitors, settle := 240, 2*time.Second // an agent takes 256 at once
 	if b.short {
 		visitors, settle = 20, 0
 	}
 	s.Note("%d streams.", visitors)
-	return b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
-		if len(w.Edge) == 0 {
-			return nil
+	for _, name := range b.ways {
+		if name == ways.Direct || name == ways.Caddy || b.short && name != ways.Basic {
+			continue
 		}
-		warm, err := load.Hold(t, visitors/20)
+		setup, err := ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Ways: []string{name}})
 		if err != nil {
 			return err
 		}
-		warm.Close()
-		time.Sleep(settle)
-		edge, device, err := memories(w)
+		noteMissing(s, setup)
+		for _, w := range setup.Ways {
+			err = growth(ctx, s, w, visitors, settle)
+		}
+		setup.Close()
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", name, err)
 		}
-		held, err := load.Hold(t, visitors)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			held.Close()
-			time.Sleep(settle)
-		}()
-		time.Sleep(settle)
-		cpu := proc.CPU(w.Processes())
-		begin := time.Now()
-		time.Sleep(settle)
-		edgeNow, deviceNow, err := memories(w)
-		if err != nil {
-			return err
-		}
-		each := func(bytes int64) float64 { return float64(bytes) / 1024 / float64(visitors) }
-		s.Add(streamsLoad, w.Name, "edge", "KiB each", each(edgeNow-edge))
-		s.Add(streamsLoad, w.Name, "device", "KiB each", each(deviceNow-device))
-		if settle > 0 {
-			spent := proc.CPU(w.Processes()) - cpu
-			s.Add(streamsLoad, w.Name, "CPU", "µs/s each", float64(spent.Microseconds())/time.Since(begin).Seconds()/float64(visitors))
-		}
-		return nil
-	})
+	}
+	return nil
+}
+
+// growth measures one way.
+func growth(ctx context.Context, s *report.Section, w *ways.Way, visitors int, settle time.Duration) error {
+	warm, err := load.Hold(*w.TCP, visitors/20)
+	if err != nil {
+		return err
+	}
+	warm.Close()
+	wait(ctx, settle)
+	edge, device, err := memories(w)
+	if err != nil {
+		return err
+	}
+	held, err := load.Hold(*w.TCP, visitors)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	wait(ctx, settle)
+	cpu, begin := proc.CPU(w.Processes()), time.Now()
+	if !wait(ctx, settle) {
+		return ctx.Err()
+	}
+	edgeNow, deviceNow, err := memories(w)
+	if err != nil {
+		return err
+	}
+	each := func(bytes int64) float64 { return float64(bytes) / 1024 / float64(visitors) }
+	s.Add(streamsLoad, w.Name, "edge", "KiB each", each(edgeNow-edge))
+	s.Add(streamsLoad, w.Name, "device", "KiB each", each(deviceNow-device))
+	if settle > 0 {
+		spent := proc.CPU(w.Processes()) - cpu
+		s.Add(streamsLoad, w.Name, "CPU", "µs/s each", float64(spent.Microseconds())/time.Since(begin).Seconds()/float64(visitors))
+	}
+	return nil
 }
 
 // memories are the anonymous memory of both sides, in bytes.

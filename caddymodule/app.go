@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -96,8 +97,9 @@ type App struct {
 
 	ready chan struct{} // closed once edge is set, or will never be
 
+	edge atomic.Pointer[edge] // nil before Start; every request reads it
+
 	mu      sync.Mutex // guards what follows
-	edge    *edge
 	ended   bool
 	refs    int // this app and its handlers; the last one to go releases the edge
 	servers []*caddyhttp.Server
@@ -218,9 +220,7 @@ func (a *App) Start() error {
 	}
 	a.bindAuth(e.hub.Registry())
 	e.push(a, settings)
-	a.mu.Lock()
-	a.edge = e
-	a.mu.Unlock()
+	a.edge.Store(e)
 	close(a.ready)
 	current.push(a)
 	for _, auth := range a.authenticators {
@@ -251,7 +251,7 @@ func (a *App) Cleanup() error {
 		return nil // Provision was never called
 	}
 	a.mu.Lock()
-	if a.edge == nil && !a.ended {
+	if a.running() == nil && !a.ended {
 		close(a.ready)
 	}
 	a.ended = true
@@ -270,7 +270,7 @@ func (a *App) hold() {
 func (a *App) release() error {
 	a.mu.Lock()
 	a.refs--
-	last, e := a.refs == 0, a.edge
+	last, e := a.refs == 0, a.running()
 	a.mu.Unlock()
 	if !last || e == nil {
 		return nil
@@ -279,11 +279,7 @@ func (a *App) release() error {
 }
 
 // running returns the edge, or nil before Start.
-func (a *App) running() *edge {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.edge
-}
+func (a *App) running() *edge { return a.edge.Load() }
 
 // startWait bounds how long a request waits for the app to start.
 const startWait = 10 * time.Second

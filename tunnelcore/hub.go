@@ -62,7 +62,7 @@ type Hub struct {
 	lastRefusals refusalLog
 
 	ports    *ports
-	visitors visitors
+	visitors *visitors
 
 	streams, parked atomic.Int64 // for Stats
 	parkedFor       time.Duration
@@ -118,7 +118,7 @@ func New(c Config) (*Hub, error) {
 		gone:      make(map[*device]struct{}),
 		tunnels:   make(map[string]*tunnel),
 		claiming:  make(map[string]struct{}),
-		visitors:  visitors{by: make(map[source]*slots)},
+		visitors:  newVisitors(),
 	}
 	h.ports = &ports{
 		hub:  h,

@@ -327,7 +327,7 @@ func TestEnter(t *testing.T) {
 }
 
 func TestVisitorsAreForgotten(t *testing.T) {
-	v := visitors{by: make(map[source]*slots)}
+	v := newVisitors()
 	s := source{"cam-17", visitor.Addr()}
 	leave, err := v.enter(t.Context(), s, 1, 0)
 	if err != nil {
@@ -336,8 +336,8 @@ func TestVisitorsAreForgotten(t *testing.T) {
 	_, err = v.enter(t.Context(), s, 1, 0)
 	wantCode(t, err, wire.TooMany)
 	leave()
-	if len(v.by) != 0 {
-		t.Errorf("%d addresses are remembered", len(v.by))
+	if by := v.shard(s).by; len(by) != 0 {
+		t.Errorf("%d addresses are remembered", len(by))
 	}
 }
 

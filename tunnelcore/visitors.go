@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,10 +13,28 @@ import (
 )
 
 // visitors bounds what one address may do at one device at once, so that a
-// single visitor cannot take all of the device's streams.
+// single visitor cannot take all of the device's streams. Its locks are many, as
+// every request takes one twice.
 type visitors struct {
+	seed   maphash.Seed
+	shards [64]visitorShard
+}
+
+type visitorShard struct {
 	mu sync.Mutex // guards what follows
 	by map[source]*slots
+}
+
+func newVisitors() *visitors {
+	v := &visitors{seed: maphash.MakeSeed()}
+	for i := range v.shards {
+		v.shards[i].by = make(map[source]*slots)
+	}
+	return v
+}
+
+func (v *visitors) shard(from source) *visitorShard {
+	return &v.shards[maphash.Comparable(v.seed, from)%uint64(len(v.shards))]
 }
 
 // source is a visitor's address at a device.
@@ -32,6 +51,10 @@ func (h *Hub) Enter(ctx context.Context, device string, addr netip.Addr) (leave 
 }
 
 func (v *visitors) enter(ctx context.Context, from source, limit int, wait time.Duration) (leave func(), err error) {
+	return v.shard(from).enter(ctx, from, limit, wait)
+}
+
+func (v *visitorShard) enter(ctx context.Context, from source, limit int, wait time.Duration) (leave func(), err error) {
 	v.mu.Lock()
 	s := v.by[from]
 	if s == nil {
@@ -56,7 +79,7 @@ func (v *visitors) enter(ctx context.Context, from source, limit int, wait time.
 	return nil, answers.From(err)
 }
 
-func (v *visitors) leave(from source, s *slots) {
+func (v *visitorShard) leave(from source, s *slots) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s.release()

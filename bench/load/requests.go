@@ -186,9 +186,8 @@ func (c *crowd) ready(v *visitor, i int) error {
 
 func (c *crowd) answered(v *visitor, i int, now time.Time) error {
 	c.waiting--
-	if c.Each == 0 && c.span.at(now) {
-		c.answers.Count++
-		c.answers.Waits = append(c.answers.Waits, now.Sub(v.begin))
+	if c.Each == 0 {
+		c.counted(v.begin, now)
 	}
 	if c.Fresh {
 		unix.Close(v.fd)
@@ -198,6 +197,18 @@ func (c *crowd) answered(v *visitor, i int, now time.Time) error {
 		return nil
 	}
 	return c.ask(v, i)
+}
+
+// counted counts an answer. One that comes after the window does not count for the
+// rate, but its wait does if the request is of the window: who waits longest is
+// not left out.
+func (c *crowd) counted(begin, now time.Time) {
+	if c.span.at(now) {
+		c.answers.Count++
+	}
+	if !c.span.from.IsZero() && !begin.Before(c.span.from) {
+		c.answers.Waits = append(c.answers.Waits, now.Sub(begin))
+	}
 }
 
 func (c *crowd) close() {

@@ -280,7 +280,7 @@ func (a *App) settings() tunnelcore.Settings {
 		}
 	}
 	s.Logger = a.logger
-	s.Events = emitter(a.ctx)
+	s.Events = tellPages(emitter(a.ctx))
 	return s
 }
 

@@ -18,14 +18,7 @@ func (s *Socket) TuneControl(patience time.Duration) { TuneControl(s.conn, patie
 // TuneControl is for a connection that is not a socket yet. It finds the TCP
 // connection below TLS, and below whatever has a method NetConn.
 func TuneControl(conn net.Conn, patience time.Duration) {
-	for {
-		below, ok := conn.(interface{ NetConn() net.Conn })
-		if !ok {
-			break
-		}
-		conn = below.NetConn()
-	}
-	c, ok := conn.(syscall.Conn)
+	c, ok := lowest(conn).(syscall.Conn)
 	if !ok {
 		return
 	}

@@ -462,11 +462,11 @@ func TestAwaitCloseIgnoresDeadlines(t *testing.T) {
 	})
 }
 
-// KeepAlive pings when nothing moved, and gives up a peer that does not answer
-// although its answer would be read.
+// KeepAlive pings when nothing moved, and gives up a peer that does not answer for
+// long although its answer would be read, where TCP does not say more.
 func TestKeepAlive(t *testing.T) {
 	c, s := conns(t, "tcp")
-	a, peer := sockets(t, c, s)
+	a, peer := sockets(t, struct{ net.Conn }{c}, s)
 	stream := New(a, Options{})
 	defer stream.Abort()
 	defer peer.Close()
@@ -498,6 +498,15 @@ func TestKeepAlive(t *testing.T) {
 	// It falls silent.
 	peer.SetReadDeadline(time.Unix(1, 0))
 	<-answering
+	// One that is only slow gets its time.
+	for range 10 * missedPings {
+		stream.KeepAlive()
+	}
+	select {
+	case err := <-read:
+		t.Fatal(err)
+	default:
+	}
 	within(t, "abort", func() {
 		for {
 			select {
@@ -507,6 +516,7 @@ func TestKeepAlive(t *testing.T) {
 				}
 				return
 			default:
+				stream.keep.since = time.Now().Add(-silentTime)
 				stream.KeepAlive() // pongs that were on their way count, too
 				runtime.Gosched()
 			}

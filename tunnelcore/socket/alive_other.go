@@ -1,0 +1,7 @@
+//go:build !linux
+
+package socket
+
+import "time"
+
+func acknowledged(uintptr, time.Duration) (answered, known bool) { return false, false }

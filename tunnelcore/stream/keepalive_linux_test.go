@@ -1,0 +1,81 @@
+package stream
+
+import (
+	"net"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// deaf makes the system drop whatever comes for c, unacknowledged.
+func deaf(t *testing.T, c net.Conn) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	drop := []syscall.SockFilter{*syscall.LsfStmt(syscall.BPF_RET|syscall.BPF_K, 0)}
+	raw.Control(func(fd uintptr) { err = syscall.AttachLsf(int(fd), drop) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A peer that reads none of our pings, because it is blocked elsewhere, is slow; one
+// whose system acknowledges nothing is gone.
+func TestKeepAliveAsksTCP(t *testing.T) {
+	// Longer than a system delays acknowledgements, two times.
+	const interval = 250 * time.Millisecond
+	for _, transport := range []string{"tcp", "tls"} {
+		for _, full := range []bool{false, true} {
+			t.Run(transport+map[bool]string{false: "", true: ", window closed"}[full], func(t *testing.T) {
+				t.Parallel()
+				c, s := conns(t, transport)
+				a, peer := sockets(t, c, s)
+				defer peer.Close()
+				stream := New(a, Options{})
+				defer stream.Abort()
+				read := make(chan error, 1)
+				go func() {
+					_, err := stream.Read(make([]byte, 1))
+					read <- err
+				}()
+				wait(t, "reader", stream.reading.Load)
+				if full { // with more than the peer takes
+					a.SetWriteDeadline(time.Now().Add(interval))
+					for buf, err := make([]byte, 64<<10), error(nil); err == nil; {
+						_, err = stream.Write(buf)
+					}
+				}
+				calls := time.NewTicker(interval)
+				defer calls.Stop()
+				for range 8 {
+					<-calls.C
+					stream.KeepAlive()
+					select {
+					case err := <-read:
+						t.Fatalf("a peer that is alive was given up: %v", err)
+					default:
+					}
+				}
+				if full {
+					return // probes come too seldom by now
+				}
+				below := s
+				if tls, ok := s.(interface{ NetConn() net.Conn }); ok {
+					below = tls.NetConn()
+				}
+				deaf(t, below)
+				for range 2 + missedPings {
+					<-calls.C
+					stream.KeepAlive()
+				}
+				select {
+				case <-read:
+				default:
+					t.Error("a peer that is gone was not given up")
+				}
+			})
+		}
+	}
+}

@@ -150,8 +150,10 @@ func (h *Hub) serveEnroll(w http.ResponseWriter, r *http.Request, from netip.Add
 	done(!refused)
 	switch {
 	case refused:
-		return &answers.Error{Code: wire.Unauthorized, Cause: err,
-			Message: "the code is wrong, was used, has expired, or is not for this device; a device that is enrolled needs a code made for it"}
+		return &answers.Error{
+			Code: wire.Unauthorized, Cause: err,
+			Message: "the code is wrong, was used, has expired, or is not for this device; a device that is enrolled needs a code made for it",
+		}
 	case err != nil:
 		return registryAway(err)
 	}

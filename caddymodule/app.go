@@ -285,20 +285,26 @@ func (a *App) running() *edge { return a.edge.Load() }
 const startWait = 10 * time.Second
 
 // await returns the edge. Apps start in no order, so that requests can come
-// first: they wait. It returns nil if there will be none.
+// first: they wait. Those that came with a configuration that has failed to start
+// get the edge of the one that goes on. It returns nil if there will be none.
 func (a *App) await(ctx context.Context) *edge {
 	select {
 	case <-a.ready:
-		return a.running()
 	default:
+		ctx, cancel := context.WithTimeout(ctx, startWait)
+		defer cancel()
+		select {
+		case <-a.ready:
+		case <-ctx.Done():
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, startWait)
-	defer cancel()
-	select {
-	case <-a.ready:
-	case <-ctx.Done():
+	if e := a.running(); e != nil {
+		return e
 	}
-	return a.running()
+	if other := current.top(); other != nil {
+		return other.running()
+	}
+	return nil
 }
 
 // stopping is called before the apps of this configuration stop.

@@ -47,7 +47,7 @@ func TestReload(t *testing.T) {
 		defer resp.Body.Close()
 		hash, got := sha256.New(), int64(0)
 		feed, ws, login := s.openFeed(t), s.openSocket(t), openLogin(t, server, port)
-		load := startLoad(t, s, false)
+		load := startLoad(t, s)
 		outMark, errMark := a.Stdout.Mark(), a.Stderr.Mark()
 
 		for i := range reloads {
@@ -124,20 +124,17 @@ func (l *login) says(t *testing.T, line string) {
 // so that a change of listeners costs each of them about one connection at most.
 type load struct {
 	asked, again atomic.Int64
-	// failing says that starts fail: a request that has come to a configuration
-	// whose other apps do not start is answered 503, and tried again, too.
-	failing bool
-	stop    context.CancelFunc
-	wg      sync.WaitGroup
+	stop         context.CancelFunc
+	wg           sync.WaitGroup
 }
 
 // loadClients is how many visitors a load is.
 const loadClients = 4
 
-func startLoad(t *testing.T, s *site, failing bool) *load {
+func startLoad(t *testing.T, s *site) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{stop: cancel, failing: failing}
+	l := &load{stop: cancel}
 	t.Cleanup(func() { cancel(); l.wg.Wait() })
 	kept, fresh := harness.Visitor(t, s.face, false), harness.Visitor(t, s.face, true)
 	fresh.Transport.(*http.Transport).DisableKeepAlives = true
@@ -147,10 +144,9 @@ func startLoad(t *testing.T, s *site, failing bool) *load {
 				path := fmt.Sprintf("/echo?load=%d", l.asked.Add(1))
 				r, err := try(c, request(t, "GET", s.url(path), nil))
 				broken := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)
-				broken = broken && r.Response == nil || l.failing && err == nil && r.StatusCode == 503 && r.code() == "unavailable"
 				reached := func(seen harness.Seen) bool { return seen.URI == path }
 				switch {
-				case broken && !slices.ContainsFunc(s.origin.Seen("/echo"), reached):
+				case broken && r.Response == nil && !slices.ContainsFunc(s.origin.Seen("/echo"), reached):
 					l.again.Add(1)
 				case err != nil:
 					t.Errorf("%s: %v", path, err)
@@ -200,7 +196,7 @@ func TestReloadFails(t *testing.T) {
 		h := newHeld(t, f)
 		feed, ws := h.openFeed(t), h.openSocket(t)
 		hand := harness.DialHand(t, f, f.NewDevice(t))
-		load, mark := startLoad(t, h.site, true), h.agent.Stderr.Mark()
+		load, mark := startLoad(t, h.site), h.agent.Stderr.Mark()
 		taken, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

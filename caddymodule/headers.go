@@ -189,6 +189,7 @@ func (v *visit) cleanResponse(h http.Header) {
 			delete(h, name)
 		}
 	}
+	delete(h, http.TrailerPrefix+"Set-Cookie") // browsers take none from there (RFC 9110 §6.5.1)
 	cookies, ok := h["Set-Cookie"]
 	if !ok {
 		return

@@ -242,22 +242,30 @@ func TestNextHandler(t *testing.T) {
 }
 
 // TestVisitorWaits has visitors come while the device is reconnecting: they wait and
-// get its page.
+// get its page. One that comes before the edge knows of it is sent to the dead
+// tunnel, and again to the new one, as its request may be sent twice.
 func TestVisitorWaits(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := harness.Own(t, k, harness.Setup{Tunnel: []string{"wait 10s"}})
 		s := newSite(t, f)
 		s.mustServe(t)
+		mark := f.Log().Mark()
 		s.agent.Kill() // an unclean end
 		var wg sync.WaitGroup
-		for _, method := range []string{"GET", "POST", "GET"} {
+		visit := func(method, body string) {
 			wg.Go(func() {
-				r, err := try(s.client, request(t, method, s.url("/echo"), strings.NewReader("body")))
-				if err != nil || r.StatusCode != 200 || !strings.Contains(r.body, `"Bytes":4`) {
-					t.Errorf("%s during the reconnect: %v %v", method, r, err)
+				r, err := try(s.client, request(t, method, s.url("/echo"), strings.NewReader(body)))
+				if want := fmt.Sprintf(`"Bytes":%d`, len(body)); err != nil || r.StatusCode != 200 || !strings.Contains(r.body, want) {
+					t.Errorf("%s of %d bytes during the reconnect: %v %v", method, len(body), r, err)
 				}
 			})
 		}
+		visit("GET", "")
+		visit("GET", "")
+		edgeSays(t, f, mark, "tunnel down")
+		visit("GET", "body")
+		visit("POST", "body")
+		visit("GET", "")
 		harness.StartAgent(t, f, harness.AgentSetup{Device: s.agent.Device, Forwards: []string{"80=" + s.origin.Addr}}).Up(t)
 		wg.Wait()
 	})

@@ -246,6 +246,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		caps:       capsFor(hello.Caps, (wire.Early|wire.Reuse|wire.Inline)&^s.Without),
 		credit:     creditFor(hello, s.Limits),
 		opening:    make(map[string]*opening),
+		telling:    true,
 		parked:     make(map[*socket.Socket]struct{}),
 	}
 	t.bound = t.bounds(s)
@@ -271,6 +272,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 		return err
 	}
 	sock.SetWriteTimeout(controlWrite)
+	sock.SetWriteMost(t.messageMax)
 	sock.TuneControl(t.bound.heartbeat + graceTime)
 	t.sock = sock
 	if t.caps.Has(wire.Early) {

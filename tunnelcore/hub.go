@@ -283,8 +283,7 @@ func (h *Hub) rebound(t *tunnel) {
 	b := t.bounds(h.settings.Load())
 	b.addresses = h.leasePorts(ctx, t)
 	if t.setBounds(b) {
-		// An agent that does not take it is found by its heartbeat.
-		_ = t.announce()
+		t.announceSoon()
 	}
 }
 

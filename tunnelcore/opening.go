@@ -119,37 +119,12 @@ func (t *tunnel) openEarly(ctx context.Context, o *opening, port uint16, from ne
 		t.credit.giveBack(o.credit)
 		return nil, stopping
 	}
-	t.mu.Lock()
-	o.number = t.numberLocked()
-	t.mu.Unlock()
-	options := stream.Options{
-		MessageMax: t.messageMax,
-		Owner:      &h.wg,
-		Open:       wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String(), Early: o.credit}),
-		Moved:      o.moved,
-		Closed:     o.closed,
-	}
-	if t.caps.Has(wire.Reuse) {
-		options.Parked = t.park
-	}
-	c, err := t.mux.Open(o.number, o.credit, options)
+	c, err := t.beginEarly(o, port, from)
 	if err != nil {
 		t.credit.giveBack(o.credit)
 		h.wg.Done()
 		return nil, noTunnel("the device's connection broke")
 	}
-	o.stream = c
-	h.streams.Add(1)
-	t.mu.Lock()
-	if !o.over {
-		t.unmoved++
-		o.unmoved = true
-		t.opening[o.id] = o
-		if !t.caps.Has(wire.Inline) {
-			o.late = time.AfterFunc(h.settings.Load().OpenTimeout, o.silent)
-		}
-	}
-	t.mu.Unlock()
 	added := t.device.add(o.session, c)
 	t.mu.Lock()
 	over := o.over
@@ -161,6 +136,37 @@ func (t *tunnel) openEarly(ctx context.Context, o *opening, port uint16, from ne
 	case !added:
 		c.Abort()
 		return nil, noTunnel("the device has started anew")
+	}
+	return c, nil
+}
+
+// beginEarly makes the stream of o, and puts o where the agent's answer is looked
+// for: nobody looks before both are done.
+func (t *tunnel) beginEarly(o *opening, port uint16, from netip.AddrPort) (*stream.Stream, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o.number = t.numberLocked()
+	options := stream.Options{
+		MessageMax: t.messageMax,
+		Owner:      &t.hub.wg,
+		Open:       wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String(), Early: o.credit}),
+		Moved:      o.moved,
+		Closed:     o.closed,
+	}
+	if t.caps.Has(wire.Reuse) {
+		options.Parked = t.park
+	}
+	c, err := t.mux.Open(o.number, o.credit, options)
+	if err != nil {
+		return nil, err
+	}
+	o.stream = c
+	t.hub.streams.Add(1)
+	t.unmoved++
+	o.unmoved = true
+	t.opening[o.id] = o
+	if !t.caps.Has(wire.Inline) {
+		o.late = time.AfterFunc(t.hub.settings.Load().OpenTimeout, o.silent)
 	}
 	return c, nil
 }

@@ -67,6 +67,8 @@ type tunnel struct {
 	clean   bool   // the end is a goodbye: the device is not expected back at once
 	told    bool   // a close frame says so to the agent
 	ousted  bool   // it is closed though no other tunnel has its device
+	telling bool   // run or announceAll announces
+	stale   bool   // and has to do it again
 }
 
 // bounds are what settings decide about a tunnel, and its agent is told.
@@ -115,11 +117,42 @@ func (t *tunnel) run() {
 	err := t.announce()
 	if err == nil {
 		close(t.greeted)
+		t.mu.Lock()
+		if t.telling = t.stale; t.stale { // settings have changed meanwhile
+			t.hub.wg.Go(t.announceAll)
+		}
+		t.mu.Unlock()
 	}
 	for err == nil {
 		err = t.receive()
 	}
 	t.end(err)
+}
+
+// announceSoon lets the agent know what is in force now. It does not wait for an
+// agent that does not read, which its heartbeat finds.
+func (t *tunnel) announceSoon() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stale = true
+	if !t.telling {
+		t.telling = true
+		t.hub.wg.Go(t.announceAll)
+	}
+}
+
+// announceAll announces until nothing has changed meanwhile: what is said last is
+// in force.
+func (t *tunnel) announceAll() {
+	for {
+		t.mu.Lock()
+		again := t.stale
+		t.stale, t.telling = false, again
+		t.mu.Unlock()
+		if !again || t.announce() != nil {
+			return
+		}
+	}
 }
 
 // announce sends `ready` and a `port` for each port.

@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -435,5 +436,44 @@ func TestShutdownDuringRetire(t *testing.T) {
 	}
 	if _, err := v.Read(make([]byte, 1)); err == nil {
 		t.Error("the stream lives on")
+	}
+}
+
+// Agents that read nothing, and have all that the system takes for them waiting, do
+// not keep from others what has changed.
+func TestUpdateWaitsForNobody(t *testing.T) {
+	e := startEdge(t, nil)
+	for i := range 8 {
+		deaf := hello(fmt.Sprintf("deaf-%d", i))
+		e.connect(deaf)
+		e.hub.mu.Lock()
+		tunnel, _ := e.hub.devices[deaf.Device].live()
+		e.hub.mu.Unlock()
+		var sent atomic.Int64
+		go func() { // ends with the tunnel
+			for tunnel.sock.WriteMessage(socket.Binary, make([]byte, 64<<10)) == nil {
+				sent.Add(1)
+			}
+		}()
+		for before := int64(-1); before != sent.Load(); {
+			before = sent.Load()
+			<-time.After(100 * time.Millisecond)
+		}
+	}
+	good := e.connect(hello("cam-17"))
+	s := *e.hub.settings.Load()
+	s.Heartbeat = 77 * time.Second
+	e.hub.Update(s)
+	_ = good.sock.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for {
+		_, b, err := good.sock.ReadMessage(wire.MaxText)
+		if err != nil {
+			t.Fatalf("not told: %v", err)
+		}
+		if m, err := wire.Decode(b); err != nil {
+			t.Fatal(err)
+		} else if r, ok := m.(*wire.Ready); ok && r.Heartbeat == 77 {
+			return
+		}
 	}
 }

@@ -50,6 +50,7 @@ func TestNoAllocations(t *testing.T) {
 				for how, write := range map[string]func() error{
 					"WriteMessage": func() error { return from.WriteMessage(Binary, buf[Headroom:]) },
 					"WriteInPlace": func() error { return from.WriteInPlace(Binary, buf) },
+					"WritePieces":  func() error { return from.WritePieces(Binary, buf, 64<<10) },
 				} {
 					n := testing.AllocsPerRun(100, func() {
 						if err := write(); err != nil {

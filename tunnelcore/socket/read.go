@@ -43,29 +43,7 @@ func (s *Socket) Peek() (Opcode, error) {
 }
 
 // Read reads payload of the current message into p; io.EOF is the message's end.
-func (s *Socket) Read(p []byte) (int, error) {
-	for range 100 { // as bufio: a connection may say nothing, but not for ever
-		if err := s.More(); err != nil {
-			return 0, err
-		}
-		n, err := s.br.Read(p[:min(int64(len(p)), s.remaining)])
-		if n > 0 {
-			if !s.client {
-				s.mask = applyMask(p[:n], s.mask)
-			}
-			s.remaining -= int64(n)
-			s.heard.Add(1)
-			return n, nil
-		}
-		if err != nil {
-			return 0, s.failed(err)
-		}
-		if len(p) == 0 {
-			return 0, nil
-		}
-	}
-	return 0, s.failed(io.ErrNoProgress)
-}
+func (s *Socket) Read(p []byte) (int, error) { return s.Fill(p, len(p)) }
 
 // discard skips payload of the current message; io.EOF is its end.
 func (s *Socket) discard() error {

@@ -100,8 +100,9 @@ func (e *FrameError) Error() string { return "socket: " + e.Reason }
 type Socket struct {
 	conn   net.Conn
 	br     *bufio.Reader
-	client bool // we mask, and the peer must not; the other way round on the server's side
-	tcp    bool // conn is a *net.TCPConn
+	client bool  // we mask, and the peer must not; the other way round on the server's side
+	tcp    bool  // conn is a *net.TCPConn
+	feed   *feed // what br reads from, if it is not conn
 
 	// The reader's state.
 	op        Opcode // of the message being read

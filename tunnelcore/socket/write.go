@@ -32,11 +32,21 @@ var scratch = sync.Pool{New: func() any { b := make([]byte, 0, scratchSize); ret
 
 const scratchSize = Headroom + wire.MaxFlat + Headroom + wire.FrameHeader + max(copyBelow, wire.MaxFrame)
 
-// vector is a frame that is written from two places.
+// vectorMost is how many frames leave with one write.
+const vectorMost = 4
+
+// vector is frames that are written from several places.
 type vector struct {
-	head [Headroom]byte
-	two  [2][]byte
-	bufs net.Buffers
+	heads  [vectorMost][Headroom]byte
+	places [2 * vectorMost][]byte
+	bufs   net.Buffers // the places that are used
+}
+
+// free puts v back without what it held.
+func (v *vector) free() {
+	clear(v.places[:])
+	v.bufs = nil
+	vectors.Put(v)
 }
 
 var vectors = sync.Pool{New: func() any { return new(vector) }}
@@ -157,6 +167,30 @@ func (s *Socket) WriteInPlace(op Opcode, buf []byte) error {
 	return s.sendLocked(s.seal(byte(op), buf))
 }
 
+// WritePieces is WriteInPlace for a message of some frames' length: it sends messages
+// of at most most bytes, as many as need be.
+func (s *Socket) WritePieces(op Opcode, buf []byte, most int) error {
+	s.lock(classOf(op))
+	defer s.unlock()
+	if s.tcp && len(buf) > Headroom+most {
+		if err := s.readyLocked(byte(op)); err != nil {
+			return err
+		}
+		return s.sendVectorLocked(byte(op), buf[Headroom:], most)
+	}
+	for len(buf) > Headroom {
+		if err := s.readyLocked(byte(op)); err != nil {
+			return err
+		}
+		piece := buf[:min(len(buf), Headroom+most)]
+		buf = buf[len(piece)-Headroom:] // what was sent is headroom then
+		if err := s.sendLocked(s.seal(byte(op), piece)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // WriteClose sends a close frame, once; what is written after it is ErrClosed.
 // It waits no longer than timeout for writes under way and for the peer, and not
 // at all for writes that have not begun.
@@ -270,7 +304,7 @@ func (s *Socket) writeLocked(op byte, payload []byte) error {
 		return err
 	}
 	if s.tcp && !s.client && len(payload) > copyBelow {
-		return s.sendVectorLocked(op, payload)
+		return s.sendVectorLocked(op, payload, len(payload))
 	}
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
@@ -278,20 +312,41 @@ func (s *Socket) writeLocked(op byte, payload []byte) error {
 	return s.sendLocked(s.seal(op, *b))
 }
 
-// sendVectorLocked sends a frame without copying its payload. It wants the turn,
-// and the deadlines armed.
-func (s *Socket) sendVectorLocked(op byte, payload []byte) error {
+// sendVectorLocked sends payload as frames of at most most bytes, without copying
+// it; a client's is masked where it lies. It wants the turn, and the deadlines
+// armed.
+func (s *Socket) sendVectorLocked(op byte, payload []byte, most int) error {
 	v := vectors.Get().(*vector)
-	v.two = [2][]byte{v.head[s.header(op, &v.head, len(payload)):], payload}
-	v.bufs = v.two[:]
-	for {
-		n, err := v.bufs.WriteTo(s.conn)
-		if again, err := s.wroteLocked(n, err); !again {
-			v.two, v.bufs = [2][]byte{}, nil
-			vectors.Put(v)
-			return err
+	defer v.free()
+	for len(payload) > 0 {
+		v.bufs = v.places[:0]
+		for i := range v.heads {
+			piece := payload[:min(len(payload), most)]
+			if payload = payload[len(piece):]; len(piece) == 0 {
+				break
+			}
+			head := &v.heads[i]
+			start := s.header(op, head, len(piece))
+			if s.client {
+				applyMask(piece, [4]byte(head[Headroom-4:]))
+			}
+			v.bufs = append(v.bufs, head[start:], piece)
+		}
+		for {
+			n, err := v.bufs.WriteTo(s.conn)
+			if again, err := s.wroteLocked(n, err); err != nil {
+				return err
+			} else if !again {
+				break
+			}
+		}
+		if len(payload) > 0 {
+			if err := s.arm(false); err != nil {
+				return err
+			}
 		}
 	}
+	return nil
 }
 
 // sendLocked sends a frame. It wants the turn, and the deadlines armed.

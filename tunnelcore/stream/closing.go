@@ -72,7 +72,7 @@ func (c *Stream) linger() {
 	go func() { sent <- c.closeWriteLocked() }()
 	// Data instead of the peer's end means that it was not done: an abort.
 	var b [1]byte
-	n, err := c.readLocked(b[:])
+	n, err := c.readLocked(b[:], len(b))
 	if n > 0 || err != io.EOF {
 		c.cut()
 		<-sent

@@ -3,6 +3,7 @@ package stream
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 )
@@ -11,11 +12,52 @@ import (
 // message in the default negotiation.
 const bufferSize = 64 << 10
 
-// buffers are shared by all relays; each has headroom for a frame's header.
-var buffers = sync.Pool{New: func() any { b := make([]byte, socket.Headroom+bufferSize); return &b }}
+// bulkSize is as much for a relay that has more to read than that, again and again:
+// fewer and larger calls wake fewer threads.
+const bulkSize = 256 << 10
 
-func getBuffer() *[]byte  { return buffers.Get().(*[]byte) }
-func putBuffer(b *[]byte) { buffers.Put(b) }
+// bulkMost is how many buffers of that size there may be in use, so that visitors
+// who stop reading do not cost four times as much.
+const bulkMost = 8
+
+// buffers are shared by all relays; each has headroom for a frame's header, and
+// room for another one at its end.
+var (
+	buffers     = sync.Pool{New: func() any { b := make([]byte, room+bufferSize); return &b }}
+	bulkBuffers = sync.Pool{New: func() any { b := make([]byte, room+bulkSize); return &b }}
+	bulkUsed    atomic.Int32
+)
+
+const room = 2 * socket.Headroom
+
+func getBuffer() *[]byte { return buffers.Get().(*[]byte) }
+
+func putBuffer(b *[]byte) {
+	if len(*b) == room+bulkSize {
+		bulkBuffers.Put(b)
+		bulkUsed.Add(-1)
+		return
+	}
+	buffers.Put(b)
+}
+
+// piece is how much a source reads at a time.
+type piece struct {
+	most int  // bytes; bufferSize says that it may grow
+	bulk bool // it has
+}
+
+// get returns a buffer, and how much may be read into it.
+func (p *piece) get() (*[]byte, int) {
+	if p.bulk && bulkUsed.Load() < bulkMost { // one or two too many do no harm
+		bulkUsed.Add(1)
+		return bulkBuffers.Get().(*[]byte), bulkSize
+	}
+	return getBuffer(), p.most
+}
+
+// saw is told what was read.
+func (p *piece) saw(n int) { p.bulk = n >= bufferSize }
 
 // source is what a relay reads from. Where it can it waits without a buffer, as
 // most connections wait most of the time.
@@ -29,7 +71,7 @@ type source interface {
 func newSource(c net.Conn, most int) source {
 	switch c := c.(type) {
 	case *Stream:
-		return streamSource{c, most}
+		return &streamSource{c, piece{most: most}}
 	case *net.TCPConn:
 		return newTCPSource(c, most)
 	}
@@ -52,13 +94,20 @@ func (s plainSource) read() (*[]byte, int, error) {
 }
 
 type streamSource struct {
-	c    *Stream
-	most int
+	c *Stream
+	piece
 }
 
-func (s streamSource) read() (*[]byte, int, error) {
+func (s *streamSource) read() (*[]byte, int, error) {
 	if err := s.c.wait(); err != nil {
 		return nil, 0, err
 	}
-	return plainSource{s.c, s.most}.read()
+	buf, most := s.get()
+	n, err := s.c.fill((*buf)[socket.Headroom:], most)
+	s.saw(n)
+	if n == 0 {
+		putBuffer(buf)
+		return nil, 0, err
+	}
+	return buf, n, err
 }

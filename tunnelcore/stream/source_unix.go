@@ -14,13 +14,13 @@ import (
 // tcpSource takes a buffer for the time of the system call alone, which does not
 // wait: the runtime calls try again when the connection can be read.
 type tcpSource struct {
-	c    *net.TCPConn
-	raw  syscall.RawConn
-	most int
-	try  func(fd uintptr) (done bool)
-	buf  *[]byte
-	n    int
-	err  error
+	c   *net.TCPConn
+	raw syscall.RawConn
+	try func(fd uintptr) (done bool)
+	buf *[]byte
+	n   int
+	err error
+	piece
 }
 
 func newTCPSource(c *net.TCPConn, most int) source {
@@ -28,20 +28,22 @@ func newTCPSource(c *net.TCPConn, most int) source {
 	if err != nil { // closed: reading will say so
 		return plainSource{c, most}
 	}
-	s := &tcpSource{c: c, raw: raw, most: most}
+	s := &tcpSource{c: c, raw: raw, piece: piece{most: most}}
 	s.try = s.attempt
 	return s
 }
 
 func (s *tcpSource) attempt(fd uintptr) (done bool) {
-	s.buf = getBuffer()
+	var most int
+	s.buf, most = s.get()
 	for {
-		s.n, s.err = syscall.Read(int(fd), (*s.buf)[socket.Headroom:socket.Headroom+s.most])
+		s.n, s.err = syscall.Read(int(fd), (*s.buf)[socket.Headroom:socket.Headroom+most])
 		if s.err != syscall.EINTR {
 			break
 		}
 	}
 	if s.err == nil && s.n > 0 {
+		s.saw(s.n)
 		return true
 	}
 	putBuffer(s.buf)

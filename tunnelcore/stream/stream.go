@@ -122,16 +122,22 @@ func (c *Stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+	return c.fill(p, len(p))
+}
+
+// fill is Read into p[:most], which is not empty: all that has come. What is
+// behind that in p is scratch; with socket.Headroom bytes it saves system calls.
+func (c *Stream) fill(p []byte, most int) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	if c.closed.Load() {
 		return 0, net.ErrClosed
 	}
-	return c.readLocked(p)
+	return c.readLocked(p, most)
 }
 
 // readLocked wants readMu, or to be linger.
-func (c *Stream) readLocked(p []byte) (int, error) {
+func (c *Stream) readLocked(p []byte, most int) (int, error) {
 	for {
 		if err := c.payloadLocked(); err != nil {
 			return 0, err
@@ -139,9 +145,15 @@ func (c *Stream) readLocked(p []byte) (int, error) {
 		var n int
 		var err error
 		if c.inDirect {
-			n, err = c.s.Read(p)
+			n, err = c.s.Fill(p, most)
+			for n > 0 && n < most && c.s.Following() && c.payloadLocked() == nil { // errors stick
+				k := c.s.FillNow(p[n:], most-n)
+				if n += k; k == 0 {
+					break
+				}
+			}
 		} else {
-			n = c.takeEarly(p)
+			n = c.takeEarly(p[:most])
 		}
 		if n > 0 {
 			c.received.Add(int64(n))
@@ -292,7 +304,7 @@ func (c *Stream) writeInPlace(buf []byte) error {
 			return nil
 		}
 	}
-	if err := c.s.WriteInPlace(socket.Binary, buf); err != nil {
+	if err := c.s.WritePieces(socket.Binary, buf, c.opts.MessageMax); err != nil {
 		return c.writeFailed(err)
 	}
 	c.sent.Add(int64(len(buf) - socket.Headroom))
@@ -324,7 +336,7 @@ func (c *Stream) writeFailed(err error) error {
 func (c *Stream) ReadFrom(r io.Reader) (int64, error) {
 	buf := getBuffer()
 	defer putBuffer(buf)
-	most := min(len(*buf), socket.Headroom+c.opts.MessageMax)
+	most := socket.Headroom + min(bufferSize, c.opts.MessageMax)
 	var total int64
 	for {
 		n, err := r.Read((*buf)[socket.Headroom:most])

@@ -806,17 +806,19 @@ func TestEarlyViolations(t *testing.T) {
 			})
 		})
 	}
-	t.Run("no bounds", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			x := startEarly(t, ProfileFull, "")
-			x.Close()
-			next := receive(t, x.edge.tunnels)
-			next.say(strings.Replace(readyText("early", "900"), `"early":65536,`, "", 1))
-			if code := receive(t, next.bye); code != wire.CloseMalformed {
-				t.Errorf("closed with %d", code)
-			}
+	for name, early := range map[string]string{"no bounds": "", "more than was asked for": `"early":65537,`} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := startEarly(t, ProfileFull, "")
+				x.Close()
+				next := receive(t, x.edge.tunnels)
+				next.say(strings.Replace(readyText("early", "900"), `"early":65536,`, early, 1))
+				if code := receive(t, next.bye); code != wire.CloseMalformed {
+					t.Errorf("closed with %d", code)
+				}
+			})
 		})
-	})
+	}
 }
 
 // Capabilities and bounds stay what the first ready said.

@@ -331,8 +331,11 @@ func (t *tunnel) agree(m *wire.Ready) error {
 	if !t.caps.Has(wire.Early) {
 		return nil
 	}
-	if m.Early < 1 || m.EarlyTotal < 1 {
+	switch {
+	case m.Early < 1 || m.EarlyTotal < 1:
 		return errors.New("ready: early without its bounds")
+	case m.Early > wire.DefaultEarly || m.EarlyTotal > wire.DefaultEarlyTotal: // as it has asked for (protocol §10.1)
+		return errors.New("ready: more early bytes than this agent holds")
 	}
 	t.early = m.Early
 	t.mux = stream.NewMux(t.sock, stream.MuxOptions{Inline: t.caps.Has(wire.Inline), Owner: t.parking.wg})

@@ -44,6 +44,9 @@ func TestTuneControl(t *testing.T) {
 						t.Errorf("option %d: %d, %v; want %d", option, got, err, want)
 					}
 				}
+				if on, err := syscall.GetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_KEEPALIVE); on != 0 || err != nil {
+					t.Errorf("keep-alive: %d, %v", on, err)
+				}
 			})
 		})
 	}

@@ -57,6 +57,7 @@ func Accept(w http.ResponseWriter, r *http.Request, subprotocol string, buffer i
 		return nil, err
 	}
 	conn := c.NetConn()
+	trimTLS(conn)
 	// gorilla made sure that the client had sent nothing yet.
 	return newSocket(conn, newReader(conn, buffer), false), nil
 }

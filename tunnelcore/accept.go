@@ -228,6 +228,9 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	if err != nil {
 		return nil, authRefusal(err)
 	}
+	// These are cut out of the request, and would keep it.
+	hello.Device, hello.Instance = strings.Clone(hello.Device), strings.Clone(hello.Instance)
+	c.Device, c.Token = hello.Device, strings.Clone(c.Token)
 	secret := wire.NewID()
 	t := &tunnel{
 		hub:        h,
@@ -245,9 +248,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		ended:      make(chan struct{}),
 		caps:       capsFor(hello.Caps, (wire.Early|wire.Reuse|wire.Inline)&^s.Without),
 		credit:     creditFor(hello, s.Limits),
-		opening:    make(map[string]*opening),
 		telling:    true,
-		parked:     make(map[*socket.Socket]struct{}),
 	}
 	t.bound = t.bounds(s)
 	return t, nil
@@ -363,7 +364,7 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 func (h *Hub) deviceLocked(id string) *device {
 	d := h.devices[id]
 	if d == nil {
-		d = &device{id: id, observer: h.observer, changed: make(chan struct{}), gone: time.Now()}
+		d = &device{id: id, observer: h.observer, gone: time.Now()}
 		d.arrives.set(arrivalBurst, arrivalRate)
 		d.returns.set(returnBurst, returnRate)
 		h.devices[id] = d

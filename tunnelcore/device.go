@@ -36,7 +36,7 @@ type device struct {
 	mu      sync.Mutex // guards what follows
 	tunnel  *tunnel    // the live one; nil when there is none
 	session *session
-	changed chan struct{} // closed, and replaced, when tunnel becomes another one
+	changed chan struct{} // closed when tunnel becomes another one; nil: nobody waits
 	gone    time.Time     // when the last tunnel ended
 	unclean bool          // it ended without a goodbye
 	waiting int           // visitors who wait for it
@@ -52,9 +52,9 @@ type device struct {
 // reconnects.
 type session struct {
 	instance string
-	slots    *slots // as many as streams may be open at once
-	streams  map[*stream.Stream]struct{}
-	ended    bool // no stream may be added
+	slots    slots                       // as many as streams may be open at once
+	streams  map[*stream.Stream]struct{} // nil while there was none
+	ended    bool                        // no stream may be added
 }
 
 // take makes t the tunnel of d, unless d has a newer one. It returns the tunnel
@@ -73,11 +73,7 @@ func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Strea
 			d.former = append(d.former, d.session.instance)
 			d.former = d.former[max(0, len(d.former)-maxFormer):]
 		}
-		d.session = &session{
-			instance: t.hello.Instance,
-			slots:    new(slots),
-			streams:  make(map[*stream.Stream]struct{}),
-		}
+		d.session = &session{instance: t.hello.Instance}
 	}
 	d.session.slots.resize(streams)
 	return old, drop, true
@@ -115,8 +111,10 @@ func (d *device) leave(t *tunnel, unclean bool) bool {
 func (d *device) wake() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	close(d.changed)
-	d.changed = make(chan struct{})
+	if d.changed != nil {
+		close(d.changed)
+		d.changed = nil
+	}
 }
 
 // live is the tunnel of d, and its session; nil when it has none.
@@ -133,6 +131,9 @@ func (d *device) expected() (changed <-chan struct{}, left time.Duration) {
 	defer d.mu.Unlock()
 	if d.tunnel == nil && d.unclean && d.waiting < maxWaiting {
 		left = reconnectTime - time.Since(d.gone)
+		if d.changed == nil {
+			d.changed = make(chan struct{})
+		}
 	}
 	return d.changed, left
 }
@@ -174,6 +175,9 @@ func (d *device) add(s *session, c *stream.Stream) bool {
 	defer d.mu.Unlock()
 	if s.ended {
 		return false
+	}
+	if s.streams == nil {
+		s.streams = make(map[*stream.Stream]struct{})
 	}
 	s.streams[c] = struct{}{}
 	return true

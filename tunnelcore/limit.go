@@ -77,6 +77,9 @@ func (l *handshakeLimiter) begin(addr netip.Addr, device string) (done func(prov
 			l.decay(one, l.now())
 			one.refused++
 		}
+		// Else all that came in the last minute would be remembered.
+		l.forgetLocked(attempt{addr: key}, all)
+		l.forgetLocked(attempt{key, device}, one)
 	}, 0, true
 }
 
@@ -94,6 +97,14 @@ func (l *handshakeLimiter) getLocked(a attempt, now time.Time) *attempts {
 	}
 	l.decay(found, now)
 	return found
+}
+
+// forgetLocked forgets a that has nothing to its name, if it is still known as
+// such. It wants mu.
+func (l *handshakeLimiter) forgetLocked(a attempt, known *attempts) {
+	if known.underWay == 0 && known.refused == 0 && l.by[a] == known {
+		delete(l.by, a)
+	}
 }
 
 // decay wants mu.

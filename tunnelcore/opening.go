@@ -62,6 +62,14 @@ func (t *tunnel) openingLocked(number uint32) *opening {
 	return nil
 }
 
+// keepLocked puts o where takeOpening finds it. It wants mu.
+func (t *tunnel) keepLocked(o *opening) {
+	if t.opening == nil {
+		t.opening = make(map[string]*opening)
+	}
+	t.opening[o.id] = o
+}
+
 // takeOpening takes the opening of that id, if there is one.
 func (t *tunnel) takeOpening(id string) *opening {
 	t.mu.Lock()
@@ -76,7 +84,7 @@ func (t *tunnel) open(ctx context.Context, o *opening, port uint16, from netip.A
 	o.result = make(chan result, 1)
 	t.mu.Lock()
 	o.number = t.numberLocked()
-	t.opening[o.id] = o
+	t.keepLocked(o)
 	t.mu.Unlock()
 	message := wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String()})
 	if err := t.sock.WriteMessage(socket.Text, message); err != nil {
@@ -164,7 +172,7 @@ func (t *tunnel) beginEarly(o *opening, port uint16, from netip.AddrPort) (*stre
 	t.hub.streams.Add(1)
 	t.unmoved++
 	o.unmoved = true
-	t.opening[o.id] = o
+	t.keepLocked(o)
 	if !t.caps.Has(wire.Inline) {
 		o.late = time.AfterFunc(t.hub.settings.Load().OpenTimeout, o.silent)
 	}
@@ -262,7 +270,7 @@ func (o *opening) unattached(err error) {
 	o.tunnel.mu.Lock()
 	defer o.tunnel.mu.Unlock()
 	if !o.over {
-		o.tunnel.opening[o.id] = o
+		o.tunnel.keepLocked(o)
 	}
 }
 

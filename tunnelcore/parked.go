@@ -28,6 +28,9 @@ func (t *tunnel) park(sock *socket.Socket) {
 	t.mu.Lock()
 	room := !t.over && len(t.parked) < wire.MaxParked
 	if room {
+		if t.parked == nil {
+			t.parked = make(map[*socket.Socket]struct{})
+		}
 		t.parked[sock] = struct{}{}
 		t.hub.parked.Add(1)
 	}

@@ -110,19 +110,28 @@ func (t *tunnel) log() *slog.Logger {
 	return t.hub.log().With("device", t.holder.Device, "tunnel", t.holder.Tunnel)
 }
 
-// run serves the tunnel until it ends, and takes it out of the hub. It is the
-// one goroutine that an idle device costs.
+// run tells the agent what is in force, and has serve do the rest: what it took
+// of the stack to say so would be kept for as long as the tunnel lives.
 func (t *tunnel) run() {
-	defer t.hub.wg.Done()
-	err := t.announce()
-	if err == nil {
-		close(t.greeted)
-		t.mu.Lock()
-		if t.telling = t.stale; t.stale { // settings have changed meanwhile
-			t.hub.wg.Go(t.announceAll)
-		}
-		t.mu.Unlock()
+	if err := t.announce(); err != nil {
+		defer t.hub.wg.Done()
+		t.end(err)
+		return
 	}
+	close(t.greeted)
+	t.mu.Lock()
+	if t.telling = t.stale; t.stale { // settings have changed meanwhile
+		t.hub.wg.Go(t.announceAll)
+	}
+	t.mu.Unlock()
+	go t.serve()
+}
+
+// serve serves the tunnel until it ends, and takes it out of the hub. It is the
+// one goroutine that an idle device costs.
+func (t *tunnel) serve() {
+	defer t.hub.wg.Done()
+	var err error
 	for err == nil {
 		err = t.receive()
 	}

@@ -67,6 +67,7 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 	}
 	defer leave()
 	defer relaxReads(r)()
+	streamBody(w, r)
 	r = v.guardConnection(r)
 	v.deviceWriter = deviceWriter{ResponseWriter: w, visit: v, request: r}
 	defer v.finish()
@@ -80,6 +81,7 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		h.logger.Debug("device did not serve a visitor", "device", target.Device, "error", err)
 		return respond(w, r, answer)
 	}
+	withoutBody(w, r)
 	return err
 }
 

@@ -81,10 +81,13 @@ func (v *visit) guardConnection(r *http.Request) *http.Request {
 
 // cleanUpgrade lets visitors switch to the WebSocket protocol and to no other.
 // Once a device has switched, nothing of what crosses is looked at: with h2c
-// whole requests would pass beside every rule.
-func cleanUpgrade(h http.Header) {
+// whole requests would pass beside every rule. A request with a body does not
+// switch: the rest of the body would be read beside the other protocol.
+func cleanUpgrade(r *http.Request) {
+	h := r.Header
 	delete(h, "Http2-Settings")
-	if upgrade, ok := h["Upgrade"]; ok && (len(upgrade) != 1 || upgrade[0] != "websocket") { // the proxy writes it in lower case
+	body := r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0
+	if upgrade, ok := h["Upgrade"]; ok && (body || len(upgrade) != 1 || upgrade[0] != "websocket") { // the proxy writes it in lower case
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}
@@ -96,7 +99,7 @@ func (v *visit) cleanRequest(r *http.Request) {
 	ctx := r.Context()
 	repl, _ := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	trusted, _ := caddyhttp.GetVar(ctx, caddyhttp.TrustedProxyVarKey).(bool)
-	cleanUpgrade(r.Header)
+	cleanUpgrade(r)
 	for name, values := range r.Header {
 		if !suspect(name) {
 			continue

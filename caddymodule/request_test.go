@@ -45,6 +45,23 @@ func TestUpgrades(t *testing.T) {
 	f.upgrade(d.up.Hostname).mustEcho(t, "hello")
 }
 
+// TestUpgradeWithBody: the body would be read beside the protocol that is switched to.
+func TestUpgradeWithBody(t *testing.T) {
+	f := start(t, config{})
+	d := f.connect("cam-1", testSite())
+	for _, body := range []string{"Content-Length: 5\r\n\r\nhello", "Content-Length: 100000\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"} {
+		v := f.visitor()
+		fmt.Fprintf(v, "GET /echo HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n%s", d.up.Hostname, body)
+		v.mustAnswer(t, 502) // the device switches all the same
+	}
+	v := f.visitor()
+	fmt.Fprintf(v, "GET /headers HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 5\r\n\r\nhello", d.up.Hostname)
+	res := v.mustAnswer(t, 200)
+	if b, err := io.ReadAll(res.Body); err != nil || strings.Contains(string(b), "Upgrade:") {
+		t.Errorf("the device saw %s %v", b, err)
+	}
+}
+
 // TestConnectionNamesHeaders has a visitor call headers hop-by-hop that handlers
 // in front have set: the device gets them all the same.
 func TestConnectionNamesHeaders(t *testing.T) {

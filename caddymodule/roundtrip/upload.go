@@ -183,6 +183,9 @@ func (c *conn) exchangeBody(r *http.Request, out []byte, b requestBody, timeout 
 	// the server that has read the request closes it in the end.
 	go u.run()
 	h, err := c.readAnswer(r, asked, u.expired)
+	if err == nil && h.status == http.StatusSwitchingProtocols {
+		err = malformed("it switches protocols in the middle of a request")
+	}
 	u.mu.Lock()
 	u.answered = true
 	u.mu.Unlock()

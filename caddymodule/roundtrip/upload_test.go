@@ -306,3 +306,20 @@ func TestSlowProbe(t *testing.T) {
 		t.Errorf("%q %v", got, err)
 	}
 }
+
+// TestSwitchInRequest has a device switch protocols while the body is being sent.
+func TestSwitchInRequest(t *testing.T) {
+	gone := make(chan error, 1)
+	d := serve(t, func(_ int32, c net.Conn, r *bufio.Reader) {
+		readRequest(r)
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		_, err := io.Copy(io.Discard, r)
+		gone <- errors.Join(err, io.EOF)
+	})
+	body, w := io.Pipe()
+	defer w.Close()
+	if _, _, err := d.get(request(t, "POST", body)); !errors.As(err, new(*MalformedError)) {
+		t.Error(err)
+	}
+	wantGone(t, gone)
+}

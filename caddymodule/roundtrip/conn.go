@@ -34,6 +34,7 @@ type conn struct {
 	r, w  int               // buf[r:w] has been read from the connection and by nobody else
 	until time.Time         // the read deadline that is set; zero: none
 	heard bool              // something has come
+	write write             // of a head
 
 	// What follows is the pool's.
 	since   time.Time     // when it became idle

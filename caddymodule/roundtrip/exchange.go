@@ -120,14 +120,17 @@ func (p *Pool) dial(ctx context.Context, c Call) (*conn, error) {
 func (c *conn) exchange(r *http.Request, out []byte, kept, alone bool, timeout time.Duration) (*http.Response, error) {
 	w := watch{ctx: r.Context(), c: c}
 	if !kept || len(out) > bufferSize {
-		// What a kept connection is given it can take: the last request was
-		// answered. Others may have to wait.
+		// A kept connection mostly takes what it is given at once: the last request
+		// was answered. Others may have to wait.
 		w.begin()
 	}
-	if _, err := c.Write(out); err != nil {
+	if err := c.writeHead(w.ctx, out, timeout); err != nil {
 		w.end()
 		c.abort()
-		return nil, failure{w.reason(err), kept}
+		if err = w.reason(err); errors.Is(err, errNotTaken) {
+			return nil, err
+		}
+		return nil, failure{err, kept}
 	}
 	now := time.Now()
 	end := time.Time{}

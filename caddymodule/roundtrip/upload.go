@@ -169,10 +169,14 @@ func (c *conn) exchangeBody(r *http.Request, out []byte, b requestBody, timeout 
 	}
 	w := watch{ctx: r.Context(), c: c}
 	w.begin()
-	if _, err := c.Write(out); err != nil {
+	if err := c.writeHead(w.ctx, out, timeout); err != nil {
 		w.end()
 		c.abort()
-		return nil, failure{w.reason(err), false}
+		if err = w.reason(err); errors.Is(err, errNotTaken) {
+			b.close()
+			return nil, err
+		}
+		return nil, failure{err, false}
 	}
 	var asked func()
 	if expectsContinue(r) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/caddymodule/roundtrip"
 	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -77,6 +78,9 @@ func (c *conns) closeIdle() {
 		return true
 	})
 }
+
+// roundtrip asks streams whether they are quiet before they serve again.
+var _ interface{ Quiet() bool } = (*stream.Stream)(nil)
 
 // Dial opens a stream to the port of the device that v is for. The visitor who is
 // told to the device is the one whose request makes the connection.

@@ -39,6 +39,7 @@ type conn struct {
 	// What follows is the pool's.
 	since   time.Time     // when it became idle
 	watched chan struct{} // closed when nobody waits for it to speak or end any more; nil: nobody does
+	one     [1]byte       // see waitForByte
 	stale   bool          // it has spoken or ended while it was idle; read after watched is closed
 }
 

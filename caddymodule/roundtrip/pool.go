@@ -88,7 +88,12 @@ func (c *conn) still() bool {
 		under = t.NetConn()
 	}
 	q, ok := under.(interface{ Quiet() bool })
-	return !ok || q.Quiet()
+	if !ok || !q.Quiet() {
+		return !ok
+	}
+	// What TLS, the device's or the agent's, has read ahead only a read tells.
+	c.setUntil(time.Unix(1, 0))
+	return errors.Is(c.waitForByte(), os.ErrDeadlineExceeded)
 }
 
 // put keeps c for the next request, or closes it. Bytes that came after its last
@@ -193,9 +198,8 @@ func (p *Pool) watchLocked(c *conn) {
 
 // waitForByte returns nil when a byte has come, which is lost.
 func (c *conn) waitForByte() error {
-	var b [1]byte
 	for range 100 {
-		if n, err := c.Conn.Read(b[:]); n > 0 {
+		if n, err := c.Conn.Read(c.one[:]); n > 0 {
 			return nil
 		} else if err != nil {
 			return err

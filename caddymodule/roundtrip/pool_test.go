@@ -148,6 +148,40 @@ func TestQuiet(t *testing.T) {
 	}
 }
 
+// aheadConn has read more than it gives, as TLS does.
+type aheadConn struct {
+	net.Conn
+	most int
+	rest []byte
+}
+
+func (c *aheadConn) Read(p []byte) (int, error) {
+	if len(c.rest) == 0 {
+		b := make([]byte, 1000)
+		n, err := c.Conn.Read(b)
+		if err != nil {
+			return 0, err
+		}
+		c.rest = b[:n]
+	}
+	n := copy(p[:min(len(p), c.most)], c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
+}
+
+func (*aheadConn) Quiet() bool { return true } // as far as the connection below goes
+
+func TestReadAhead(t *testing.T) {
+	d := serve(t, answers(ok("hello")+ok("evil!")))
+	d.wrap = func(c net.Conn) net.Conn { return &aheadConn{Conn: c, most: len(ok("hello"))} }
+	for range 3 {
+		d.mustGet("hello")
+	}
+	if n := d.dials.Load(); n != 3 {
+		t.Errorf("%d connections, want 3", n)
+	}
+}
+
 func TestIdleTime(t *testing.T) {
 	gone := make(chan error, 1)
 	d := serve(t, func(n int32, c net.Conn, r *bufio.Reader) {

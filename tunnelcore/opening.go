@@ -131,6 +131,10 @@ func (t *tunnel) openEarly(ctx context.Context, o *opening, port uint16, from ne
 	if err != nil {
 		t.credit.giveBack(o.credit)
 		h.wg.Done()
+		select { // so that who waits for the device does not find this tunnel again
+		case <-t.ended:
+		case <-ctx.Done():
+		}
 		return nil, noTunnel("the device's connection broke")
 	}
 	added := t.device.add(o.session, c)

@@ -64,6 +64,7 @@ type Mux struct {
 	flushing bool
 	breaches int
 	ended    bool
+	broken   bool // the control socket takes nothing more, and is about to end
 }
 
 // due is a frame to be sent: credit for a stream, or a reset.
@@ -92,12 +93,13 @@ func NewMux(sock *socket.Socket, o MuxOptions) *Mux {
 
 // Open makes a stream with so many bytes of credit in each direction: at the edge
 // before its `open` is sent, which Options.Open is for, at the agent when that has
-// come. It fails with ErrEnded, or with ErrProtocol when the number is in use.
+// come. It fails with ErrEnded, maybe before the control socket's reader sees the
+// end, or with ErrProtocol when the number is in use.
 func (m *Mux) Open(number uint32, credit int, o Options) (*Stream, error) {
 	c := newEarly(m, number, credit, o)
 	m.mu.Lock()
 	switch {
-	case m.ended:
+	case m.ended || m.broken:
 		m.mu.Unlock()
 		return nil, ErrEnded
 	case m.streams[number] != nil:
@@ -241,7 +243,7 @@ func (m *Mux) flush() {
 		if n == 0 {
 			return
 		}
-		_ = m.sock.WriteMessages(&turn, messages[:n]...) // the control socket's reader sees that it is over
+		_ = m.wrote(m.sock.WriteMessages(&turn, messages[:n]...)) // tells the reader
 	}
 }
 
@@ -267,9 +269,29 @@ func (m *Mux) send(t *socket.Turn, open, header, payload []byte) error {
 	frame := socket.Message{Op: socket.Binary, Head: header, Body: payload}
 	switch {
 	case header == nil:
-		return m.sock.WriteMessages(t, announced)
+		return m.wrote(m.sock.WriteMessages(t, announced))
 	case open == nil:
-		return m.sock.WriteMessages(t, frame)
+		return m.wrote(m.sock.WriteMessages(t, frame))
 	}
-	return m.sock.WriteMessages(t, announced, frame)
+	return m.wrote(m.sock.WriteMessages(t, announced, frame))
+}
+
+// brokenTime is how long the control socket's reader may find what came before the
+// socket broke, such as a close frame.
+const brokenTime = time.Second
+
+// wrote takes the result of a write to the control socket. After one that failed
+// nothing can be written any more, and the reader, who may wait for a peer that
+// is silent, is told so.
+func (m *Mux) wrote(err error) error {
+	if err == nil || errors.Is(err, socket.ErrGaveUp) {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.broken && !m.ended {
+		m.broken = true
+		_ = m.sock.SetReadDeadline(time.Now().Add(brokenTime)) // fails only on a closed socket
+	}
+	return err
 }

@@ -14,7 +14,9 @@ func deaf(t *testing.T, c net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	//lint:ignore SA1019 what replaces it is another dependency
 	drop := []syscall.SockFilter{*syscall.LsfStmt(syscall.BPF_RET|syscall.BPF_K, 0)}
+	//lint:ignore SA1019 as above
 	raw.Control(func(fd uintptr) { err = syscall.AttachLsf(int(fd), drop) })
 	if err != nil {
 		t.Fatal(err)

@@ -344,10 +344,10 @@ var scenes = map[string]func(t *testing.T) scene{
 	"not HTTP":        func(t *testing.T) scene { return at(t, "ws://"+raw(t, "SSH-2.0-x\x1b[31m\r\n")) },
 	"some web server": func(t *testing.T) scene { return at(t, serve(t, http.NotFoundHandler())) },
 	"login page": func(t *testing.T) scene {
-		return at(t, serve(t, http.RedirectHandler("http://login.example.org/?a", 302)))
+		return at(t, serve(t, http.RedirectHandler("http://login.example.org/?a", http.StatusFound)))
 	},
 	"redirect to TLS": func(t *testing.T) scene {
-		return at(t, serve(t, http.RedirectHandler("https://edge.example.com/", 308)))
+		return at(t, serve(t, http.RedirectHandler("https://edge.example.com/", http.StatusPermanentRedirect)))
 	},
 	"no edge behind": func(t *testing.T) scene { return at(t, "ws://"+raw(t, "HTTP/1.1 502 Bad Gateway\r\n\r\n")) },
 	"another version": func(t *testing.T) scene {

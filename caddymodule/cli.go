@@ -88,9 +88,9 @@ that have a secret already keep it, and are reported.`, cobra.MaximumNArgs(1), (
 
 	codes := &cobra.Command{Use: "code", Short: "Manages the codes by which devices enrol themselves"}
 	create := command("create", "Makes a claim code", `
-A code serves one device once: 'iottunnel-agent enroll --device ID --code CODE' exchanges it for a secret. Without
---device any device may use it that was never enrolled. With it that device alone may, and loses the secret that
-it has.`, cobra.NoArgs, (*cli).createCode)
+A code serves one device once, which exchanges it for a secret by a POST to /.iottunnel/v1/enroll. Without
+--device any device may use it that was never enrolled. With it that device alone may, and loses the secret
+that it has.`, cobra.NoArgs, (*cli).createCode)
 	create.Flags().String("ttl", "15m", "how long it lasts, at most 30d")
 	create.Flags().String("device", "", "the only device that may use it")
 	create.Flags().Int("count", 1, "how many to make")
@@ -478,7 +478,8 @@ func (c *cli) createCode([]string) error {
 			if device == "" {
 				device = "ID"
 			}
-			fmt.Fprintf(c.say, "Until %s, once, shown only now:\n  iottunnel-agent enroll --device %s --code CODE --token-file FILE --server …\n",
+			fmt.Fprintf(c.say, "Until %s, once, shown only now. The device exchanges it for its secret:\n"+
+				"  curl -d '{\"device\":\"%s\",\"code\":\"CODE\"}' https://EDGE/.iottunnel/v1/enroll\n",
 				v.Until.Format(time.RFC3339), device)
 		}
 		if _, err := fmt.Fprintln(c.out, v.Code); err != nil {

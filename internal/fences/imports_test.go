@@ -146,6 +146,7 @@ var arrows = map[string][]string{
 	"internal/demo":               {},
 	"internal/fences":             {},
 	"internal/leak":               {},
+	"internal/golden":             {},
 	"internal/redistest":          {},
 }
 

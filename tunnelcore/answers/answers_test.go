@@ -5,24 +5,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 	"unicode/utf8"
 
+	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
-
-var update = flag.Bool("update", false, "write testdata anew")
 
 const (
 	browserAccept = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -63,7 +60,7 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 				got := strings.ReplaceAll(b.String(), "\r\n", "\n") + "\n" + w.Body.String()
-				golden(t, string(entry.Code)+v.name+"."+f.ext, got)
+				golden.Check(t, string(entry.Code)+v.name+"."+f.ext, got)
 			}
 		}
 	}
@@ -82,25 +79,7 @@ func TestTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "table.json", string(got)+"\n")
-}
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatalf("%v (go test -update writes it)", err)
-	}
-	if got != string(want) {
-		t.Errorf("%s differs; go test -update writes it anew, and git diff shows how.\ngot:\n%s", file, got)
-	}
+	golden.Check(t, "table.json", string(got)+"\n")
 }
 
 // TestStatuses is the second copy of the list that operators script against.

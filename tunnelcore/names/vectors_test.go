@@ -3,14 +3,11 @@ package names
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-)
 
-var update = flag.Bool("update", false, "write the vectors in testdata")
+	"github.com/iottunnel/iottunnel/internal/golden"
+)
 
 const devices = "devices.example.net"
 
@@ -198,29 +195,8 @@ func TestVectors(t *testing.T) {
 			t.Errorf("%s: validDevice(%q) = %v", v.Name, v.Input, got)
 		}
 	}
-	golden(t, "hosts.json", lines(t, hostVectors))
-	golden(t, "devices.json", lines(t, deviceVectors))
-}
-
-// golden compares the file of testdata with want, or writes it with -update.
-func golden(t *testing.T, file string, want []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", file)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the tables here say; go test -run TestVectors -update", path)
-	}
+	golden.Check(t, "hosts.json", string(lines(t, hostVectors)))
+	golden.Check(t, "devices.json", string(lines(t, deviceVectors)))
 }
 
 // lines is a JSON array with an element per line, so that a diff reads well.

@@ -2,21 +2,18 @@ package redisregistry
 
 import (
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/redistest"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
-
-var update = flag.Bool("update", false, "write testdata/schema.json anew")
 
 // A vector is the schema by example: what lies in Redis for a few devices and
 // nodes, and where a router sends their visitors. Other languages read it.
@@ -113,23 +110,7 @@ func TestSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got = append(got, '\n')
-	const file = "testdata/schema.json"
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != string(want) {
-		t.Errorf("%s is not what Redis holds (write it with -update, if that is meant):\n%s", file, got)
-	}
+	golden.Check(t, "schema.json", string(got)+"\n")
 	// The rule is what the registry itself goes by.
 	for _, route := range v.Routes {
 		rec, err := r.ByLabel(t.Context(), route.Label)

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/golden"
 )
 
 // step is an element of testdata/transcript.json, transcript_early.json and
@@ -294,7 +296,7 @@ func checkTranscript(t *testing.T, name string, steps []step) {
 	if bytes.Equal(got, want) {
 		return
 	}
-	if !*update {
+	if !golden.Update() {
 		t.Fatalf("%s shows another %s than testdata; go test -update", path, name)
 	}
 	doc = bytes.Join([][]byte{before, []byte(begin), want, []byte(end), after}, nil)

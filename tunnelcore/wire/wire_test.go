@@ -3,13 +3,10 @@ package wire
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
-	"os"
-	"path/filepath"
 	"testing"
-)
 
-var update = flag.Bool("update", false, "write the vectors in testdata")
+	"github.com/iottunnel/iottunnel/internal/golden"
+)
 
 // TestVectors holds the package to the tables of these tests, and testdata, which
 // other implementations of the protocol are tested with, to the same.
@@ -17,33 +14,12 @@ func TestVectors(t *testing.T) {
 	checkHelloVectors(t)
 	checkMessageVectors(t)
 	checkFrameVectors(t)
-	golden(t, "hello.json", lines(t, helloVectors))
-	golden(t, "messages.json", lines(t, messageVectors))
-	golden(t, "frames.json", lines(t, frameVectors))
-	golden(t, "transcript.json", lines(t, transcript(t)))
-	golden(t, "transcript_early.json", lines(t, transcriptEarly(t)))
-	golden(t, "transcript_inline.json", lines(t, transcriptInline(t)))
-}
-
-// golden compares the file of testdata with want, or writes it with -update.
-func golden(t *testing.T, file string, want []byte) {
-	t.Helper()
-	path := filepath.Join("testdata", file)
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the tables here say; go test -run TestVectors -update", path)
-	}
+	golden.Check(t, "hello.json", string(lines(t, helloVectors)))
+	golden.Check(t, "messages.json", string(lines(t, messageVectors)))
+	golden.Check(t, "frames.json", string(lines(t, frameVectors)))
+	golden.Check(t, "transcript.json", string(lines(t, transcript(t))))
+	golden.Check(t, "transcript_early.json", string(lines(t, transcriptEarly(t))))
+	golden.Check(t, "transcript_inline.json", string(lines(t, transcriptInline(t))))
 }
 
 // lines is a JSON array with an element per line, so that a diff reads well.

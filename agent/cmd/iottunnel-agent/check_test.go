@@ -2,38 +2,18 @@ package main
 
 import (
 	"encoding/json"
-	"flag"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/iottunnel/iottunnel/agent/internal/check"
+	"github.com/iottunnel/iottunnel/internal/golden"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
-
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("not as %s has it (go test -update writes it):\n%s", file, got)
-	}
-}
 
 func TestHelpGolden(t *testing.T) {
 	for _, name := range []string{"", "run", "check", "service", "version"} {
@@ -41,7 +21,7 @@ func TestHelpGolden(t *testing.T) {
 		if code := command([]string{name, "--help"}[map[bool]int{true: 1}[name == ""]:], nil, &out, io.Discard); code != exitOK {
 			t.Errorf("%s: status %d", name, code)
 		}
-		golden(t, "help-"+name+".txt", out.String())
+		golden.Check(t, "help-"+name+".txt", out.String())
 	}
 }
 
@@ -89,17 +69,17 @@ func TestCheck(t *testing.T) {
 	if code != exitRefused {
 		t.Errorf("status %d", code)
 	}
-	golden(t, "check-refused.txt", out)
+	golden.Check(t, "check-refused.txt", out)
 	code, out = runOnce(t, append(args, "--output=json")...)
 	if code != exitRefused || !json.Valid([]byte(out)) {
 		t.Errorf("status %d", code)
 	}
-	golden(t, "check-refused.json", out)
+	golden.Check(t, "check-refused.json", out)
 	code, out = runOnce(t, "check", "--server", "ws://127.0.0.1:1", "--device", "cam-17", "--forward", "80="+target)
 	if code != exitUnreachable {
 		t.Errorf("status %d", code)
 	}
-	golden(t, "check-unreachable.txt", out)
+	golden.Check(t, "check-unreachable.txt", out)
 }
 
 // An agent that runs with the same --status is asked, and not disturbed.

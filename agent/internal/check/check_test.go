@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/binary"
-	"flag"
 	"fmt"
 	"io"
 	"math/big"
@@ -19,7 +18,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -27,12 +25,11 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
@@ -415,19 +412,7 @@ func TestScenes(t *testing.T) {
 			if strings.Contains(got, "pa55") || strings.Contains(got, "t0ken") {
 				t.Errorf("a secret is in it: %s", got)
 			}
-			file := filepath.Join("testdata", strings.ReplaceAll(name, " ", "-")+".txt")
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("not as %s has it (go test -update writes it):\n%s", file, got)
-			}
+			golden.Check(t, strings.ReplaceAll(name, " ", "-")+".txt", got)
 		})
 	}
 }

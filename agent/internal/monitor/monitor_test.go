@@ -4,23 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/leak"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
@@ -53,31 +49,14 @@ func about(status agent.Status) About {
 // volatile is what differs from one machine, and one moment, to the next.
 var volatile = regexp.MustCompile(`(?m)^(go_memory_used_bytes|go_goroutines|process_resident_memory_bytes) .*$|goversion="[^"]*",platform="[^"]*"`)
 
-func golden(t *testing.T, name, got string) {
-	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s is not as %s has it (go test -update writes it):\n%s", name, file, got)
-	}
-}
-
 func TestGolden(t *testing.T) {
 	for name, s := range map[string]agent.Status{"up": up(), "down": down(), "new": {State: agent.Stopped}} {
 		a := about(s)
-		golden(t, name+".json", a.json(s, noon))
-		golden(t, name+".html", a.page(s, noon))
+		golden.Check(t, name+".json", a.json(s, noon))
+		golden.Check(t, name+".html", a.page(s, noon))
 		text := volatile.ReplaceAllString(a.metrics(s, noon), "…")
 		text = regexp.MustCompile(`(?m)^# (HELP|TYPE) process_resident_memory_bytes.*\n`).ReplaceAllString(text, "")
-		golden(t, name+".txt", strings.TrimRight(text, "…\n")+"\n")
+		golden.Check(t, name+".txt", strings.TrimRight(text, "…\n")+"\n")
 		if !json.Valid([]byte(a.json(s, noon))) {
 			t.Errorf("%s: not JSON", name)
 		}

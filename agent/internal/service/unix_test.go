@@ -5,7 +5,6 @@ package service
 import (
 	"encoding/xml"
 	"errors"
-	"flag"
 	"io"
 	"os"
 	"os/exec"
@@ -13,10 +12,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/leak"
 )
-
-var update = flag.Bool("update", false, "write the golden files")
 
 func TestMain(m *testing.M) { leak.Main(m) }
 
@@ -50,19 +48,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			file := filepath.Join("testdata", manager+"-"+name)
-			if *update {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("not as %s has it (go test -update writes it):\n%s", file, got)
-			}
+			golden.Check(t, manager+"-"+name, got)
 		}
 	}
 }

@@ -128,7 +128,7 @@ var arrows = map[string][]string{
 	"tunnelcore/redisregistry/": {"tunnelcore/names", "tunnelcore/redisregistry/", "tunnelcore/registry/", "tunnelcore/wire"},
 	"tunnelcore/socket":         {"tunnelcore/wire"},
 	"tunnelcore/stream":         {"tunnelcore/socket", "tunnelcore/wire"},
-	"tunnelcore/cluster":        {"tunnelcore/names", "tunnelcore/registry", "tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire"},
+	"tunnelcore/cluster":        {"tunnelcore/answers", "tunnelcore/names", "tunnelcore/registry", "tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire"},
 	"tunnelcore": {
 		"tunnelcore/answers", "tunnelcore/cluster", "tunnelcore/names", "tunnelcore/registry",
 		"tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire",

@@ -4,12 +4,14 @@ import (
 	"net/http"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+
+	"github.com/iottunnel/iottunnel/tunnelcore"
 )
 
 // serveAgent hands the request to the hub.
 func serveAgent(w http.ResponseWriter, r *http.Request, e *edge) {
 	aw := &agentWriter{ResponseWriter: w}
-	e.hub.ServeAgent(aw, r, clientIP(r))
+	e.hub.ServeAgent(aw, r, tunnelcore.Arrival{From: clientIP(r), Secure: r.TLS != nil})
 	if !aw.answered {
 		// The hub has taken the connection: Caddy would log and count a request that
 		// was never answered. The hub logs what becomes of the tunnel.

@@ -21,11 +21,18 @@ import (
 // the long run.
 const arrivalBurst, arrivalRate = 30, 0.5
 
+// Arrival is how an agent's request came, as the host trusts it.
+type Arrival struct {
+	From   netip.Addr // the agent's address
+	Secure bool       // it came by TLS, here or to the router before
+	Routed bool       // through a router, which would lead a redirected agent here again
+}
+
 // ServeAgent answers a request under wire.Root: it accepts control and transfer
 // sockets and refuses the rest. It returns as soon as a socket is handed over,
-// so that nothing of the request is kept alive. from is the agent's address, as
-// the host trusts it.
-func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr) {
+// so that nothing of the request is kept alive.
+func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, a Arrival) {
+	from := a.From
 	begin := h.begin
 	if r.URL.Path == wire.TransferPath {
 		begin = h.beginTransfer
@@ -42,7 +49,7 @@ func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, from netip.Addr
 	case r.URL.Path != wire.ControlPath && r.URL.Path != wire.TransferPath:
 		err = wrongPath(r.URL.Path)
 	default:
-		if err = h.checkHandshake(r, from); err != nil {
+		if err = h.checkHandshake(r, a); err != nil {
 			break
 		}
 		if r.URL.Path == wire.ControlPath {
@@ -102,7 +109,7 @@ func wrongPath(path string) error {
 }
 
 // checkHandshake checks what both sockets have in common (protocol §2).
-func (h *Hub) checkHandshake(r *http.Request, from netip.Addr) error {
+func (h *Hub) checkHandshake(r *http.Request, a Arrival) error {
 	s := h.settings.Load()
 	switch {
 	case len(r.Header["Origin"]) > 0: // of whatever kind: `null` is a web page's, too
@@ -115,7 +122,7 @@ func (h *Hub) checkHandshake(r *http.Request, from netip.Addr) error {
 		return &answers.Error{Code: wire.BadRequest, Message: "Sec-WebSocket-Protocol does not offer " + wire.Subprotocol}
 	case headerSize(r) > s.Limits.HeaderBytes:
 		return &answers.Error{Code: wire.BadRequest, Message: "request header is too large"}
-	case r.TLS == nil && !s.AllowPlaintext && !from.IsLoopback():
+	case !a.Secure && !s.AllowPlaintext && !a.From.IsLoopback():
 		return &answers.Error{Code: wire.Forbidden, Message: "TLS is needed here: use wss"}
 	}
 	return nil

@@ -93,7 +93,7 @@ func startEdgeOver(t *testing.T, reg registry.Registry, change func(*Settings)) 
 		if e.from.IsValid() {
 			from = e.from
 		}
-		hub.ServeAgent(w, r, from)
+		hub.ServeAgent(w, r, Arrival{From: from, Secure: r.TLS != nil})
 	}))
 	t.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())

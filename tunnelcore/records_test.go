@@ -43,7 +43,7 @@ func TestControlRecordsFitTheAgent(t *testing.T) {
 	e := startEdge(t, nil)
 	var longest atomic.Int64
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		e.hub.ServeAgent(w, r, netip.MustParseAddrPort(r.RemoteAddr).Addr())
+		e.hub.ServeAgent(w, r, Arrival{From: netip.MustParseAddrPort(r.RemoteAddr).Addr()})
 	}))
 	server.Listener = recordedListener{server.Listener, &longest}
 	server.Start()

@@ -81,7 +81,7 @@ func TestHalfOpenHandshakes(t *testing.T) {
 		began := time.Now()
 		for i := range crowd {
 			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(1+i%100))}, Timeout: 10 * time.Second}
-			c, err := d.DialContext(t.Context(), "tcp", f.VisitorAddr())
+			c, err := d.DialContext(t.Context(), "tcp", f.AgentAddr())
 			if err != nil {
 				t.Fatalf("connection %d: %v", i+1, err)
 			}

@@ -154,7 +154,7 @@ func TestInspectingProxy(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := newFar(t, k, harness.Setup{}, 0)
 		authority := harness.NewAuthority(t)
-		box := &harness.Middlebox{Addr: f.face.VisitorAddr(), Authority: authority, Trust: f.face.VisitorTLS()}
+		box := &harness.Middlebox{Addr: f.face.AgentAddr(), Authority: authority, Trust: f.face.AgentTLS()}
 		box.Start(t, f.net)
 		f.visitor = f.edge // visitors do not pass the box
 		status, _, errs := f.device.AgentToEnd(t, f.face, 60*time.Second, harness.AgentSetup{
@@ -186,14 +186,14 @@ func TestNoUpgrade(t *testing.T) {
 		}
 		var mu sync.Mutex
 		does := passes // guarded by mu
-		box := &harness.Middlebox{Addr: f.face.VisitorAddr(), Head: func(head []byte) (forward, answer []byte) {
+		box := &harness.Middlebox{Addr: f.face.AgentAddr(), Head: func(head []byte) (forward, answer []byte) {
 			mu.Lock()
 			defer mu.Unlock()
 			return does(head)
 		}}
 		var flags []string
 		if f.face.CAFile() != "" {
-			box.Authority, box.Trust = harness.NewAuthority(t), f.face.VisitorTLS()
+			box.Authority, box.Trust = harness.NewAuthority(t), f.face.AgentTLS()
 			flags = []string{"--ca", box.Authority.File}
 		}
 		box.Start(t, f.net)
@@ -359,7 +359,7 @@ func TestFirstAddressDead(t *testing.T) {
 		silent.Block(t, 0)
 		harness.ServeDNS(t, f.edge, harness.HostedName,
 			netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr(silent.Addr), netip.MustParseAddr(f.edge.Addr))
-		_, port, err := net.SplitHostPort(f.face.VisitorAddr())
+		_, port, err := net.SplitHostPort(f.face.AgentAddr())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,11 @@ func startPlace(t *testing.T, a *harness.Authority, answer http.HandlerFunc) *pl
 		p.mu.Unlock()
 		answer(w, r)
 	}))
+	server.Listener.Close()
+	var err error
+	if server.Listener, err = net.Listen("tcp4", ":0"); err != nil { // at whatever loopback address an edge is
+		t.Fatal(err)
+	}
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			p.conns.Add(1)
@@ -49,7 +55,7 @@ func startPlace(t *testing.T, a *harness.Authority, answer http.HandlerFunc) *pl
 		server.TLS = &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			name := hello.ServerName
 			if name == "" {
-				name = "127.0.0.1"
+				name, _, _ = net.SplitHostPort(hello.Conn.LocalAddr().String()) // it has both
 			}
 			return a.Certify(name)
 		}}
@@ -85,27 +91,26 @@ func offersRedirect(r *http.Request) bool {
 func TestRedirectIsFollowed(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := harness.Shared(t, k)
-		scheme, _, _ := strings.Cut(f.URL("x", ""), "://")
-		var authority *harness.Authority
-		host := "127.0.0.1"
-		flags := []string(nil)
-		if f.CAFile() != "" {
-			authority, host = harness.NewAuthority(t), "localhost"
-			flags = []string{"--ca", bundle(t, f.CAFile(), authority.File)}
-		}
-		_, edgePort, err := net.SplitHostPort(f.VisitorAddr())
+		edge, err := url.Parse(f.Servers()[0])
 		if err != nil {
 			t.Fatal(err)
+		}
+		edge.Scheme = strings.Replace(edge.Scheme, "ws", "http", 1)
+		var authority *harness.Authority
+		flags := []string(nil)
+		if f.CAFile() != "" {
+			authority = harness.NewAuthority(t)
+			flags = []string{"--ca", bundle(t, f.CAFile(), authority.File)}
 		}
 		for _, status := range []int{301, 302, 307, 308} {
 			t.Run(fmt.Sprint(status), func(t *testing.T) {
 				way := startPlace(t, authority, func(w http.ResponseWriter, r *http.Request) {
-					w.Header().Set("Location", scheme+"://"+host+":"+edgePort+r.RequestURI)
+					w.Header().Set("Location", edge.String()+r.RequestURI)
 					w.WriteHeader(status)
 				})
 				o := harness.StartOrigin(t)
 				a := harness.StartAgent(t, f, harness.AgentSetup{
-					Servers: []string{fmt.Sprintf("%s://%s:%d", scheme, host, way.port)}, Forwards: []string{"80=" + o.Addr}, Flags: flags,
+					Servers: []string{fmt.Sprintf("%s://%s:%d", edge.Scheme, edge.Hostname(), way.port)}, Forwards: []string{"80=" + o.Addr}, Flags: flags,
 				})
 				s := &site{face: f, origin: o, agent: a, host: a.Up(t).Hostname(t, 80), client: harness.Visitor(t, f, false)}
 				s.mustServe(t)

@@ -35,9 +35,12 @@ type Face interface {
 
 	// Servers are the values for the agent's --server.
 	Servers() []string
-	// CAFile is the certificate that agents and visitors must trust; empty where
-	// there is no TLS.
+	// AgentAddr is the address at which agents arrive.
+	AgentAddr() string
+	// CAFile is the certificate that agents, and visitors who speak TLS, must trust;
+	// empty where agents speak plain HTTP. AgentTLS has it, or is nil.
 	CAFile() string
+	AgentTLS() *tls.Config
 	// DialAgent opens a connection as agents do, TLS included, and says the Host
 	// to name on it.
 	DialAgent(ctx context.Context) (c net.Conn, host string, err error)

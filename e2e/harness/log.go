@@ -15,6 +15,8 @@ type Log struct {
 	lines   []string      // guarded by mu, as is all below
 	partial []byte        // what follows the last newline
 	changed chan struct{} // closed at the next line
+
+	also *Log // gets each line, too; set before the first
 }
 
 // NewLog returns an empty log.
@@ -30,11 +32,25 @@ func (l *Log) Write(p []byte) (int, error) {
 		if !found {
 			return len(p), nil
 		}
-		l.lines = append(l.lines, string(line))
 		l.partial = append([]byte(nil), rest...)
-		close(l.changed)
-		l.changed = make(chan struct{})
+		l.addLocked(string(line))
+		if l.also != nil { // which has no other of its own
+			l.also.add(string(line))
+		}
 	}
+}
+
+func (l *Log) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.addLocked(line)
+}
+
+// addLocked appends a line; it is called with mu held.
+func (l *Log) addLocked(line string) {
+	l.lines = append(l.lines, line)
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 // Mark is the number of lines so far: the place from which a later call reads on.

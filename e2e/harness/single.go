@@ -35,21 +35,45 @@ type single struct {
 
 func (k single) Name() string { return k.name }
 
-// edge is the Face of a single.
+// edge is the Face of a single, and a node of a Cluster.
 type edge struct {
 	kind   single
 	dir    string
+	addr   string // where it listens, unless it runs on a Host
 	port   int
+	secure int    // port of a site for agents alone, by TLS; 0: it has none
 	ranges [2]int // public ports, first and last
 	setup  Setup
-
-	devices []Device
-	handed  atomic.Int64
+	fleet  *fleet
+	node   *membership // nil: it is alone
 
 	proc *Proc
 	out  *Log
 	log  *Log
 	ca   *x509.CertPool // nil without TLS
+}
+
+// fleet is the devices that an edge knows.
+type fleet struct {
+	devices []Device
+	handed  atomic.Int64
+}
+
+func newFleet() *fleet {
+	f := new(fleet)
+	for i := range devices {
+		f.devices = append(f.devices, Device{ID: fmt.Sprintf("dev-%03d", i+1), Token: newSecret()})
+	}
+	return f
+}
+
+func (f *fleet) next(tb testing.TB) Device {
+	tb.Helper()
+	n := int(f.handed.Add(1))
+	if n > len(f.devices) {
+		tb.Fatalf("all %d devices of the edge are handed out", len(f.devices))
+	}
+	return f.devices[n-1]
 }
 
 const (
@@ -59,19 +83,13 @@ const (
 )
 
 func (k single) Launch(dir string, s Setup) (Face, error) {
-	e := &edge{kind: k, dir: dir, setup: s, out: NewLog(), log: NewLog()}
+	e := &edge{kind: k, dir: dir, addr: "127.0.0.1", setup: s, fleet: newFleet(), out: NewLog(), log: NewLog()}
 	var err error
 	if e.port, err = freePort(1); err != nil {
 		return nil, err
 	}
-	if s.TCPPorts > 0 {
-		if e.ranges[0], err = freePort(s.TCPPorts); err != nil {
-			return nil, err
-		}
-		e.ranges[1] = e.ranges[0] + s.TCPPorts - 1
-	}
-	for i := range devices {
-		e.devices = append(e.devices, Device{ID: fmt.Sprintf("dev-%03d", i+1), Token: newSecret()})
+	if e.ranges, err = freeRange(s.TCPPorts); err != nil {
+		return nil, err
 	}
 	if err := e.launch(); err != nil {
 		return nil, err
@@ -79,11 +97,20 @@ func (k single) Launch(dir string, s Setup) (Face, error) {
 	return e, nil
 }
 
+// freeRange finds n public ports, first and last; none of none.
+func freeRange(n int) (ports [2]int, err error) {
+	if n > 0 {
+		ports[0], err = freePort(n)
+		ports[1] = ports[0] + n - 1
+	}
+	return ports, err
+}
+
 func (e *edge) Domain() string {
 	if e.setup.Domain != "" {
 		return e.setup.Domain
 	}
-	if e.kind.tls {
+	if e.kind.tls || e.node != nil {
 		return "devices.localhost"
 	}
 	return "localhost"
@@ -107,20 +134,34 @@ func (e *edge) address() string {
 	if e.setup.Host != nil {
 		return e.setup.Host.Addr
 	}
-	return "127.0.0.1"
+	return e.addr
 }
 
 // connect opens a connection from where the edge runs.
-func (e *edge) connect(ctx context.Context) (net.Conn, error) {
+func (e *edge) connect(ctx context.Context, addr string) (net.Conn, error) {
 	if e.setup.Host != nil {
-		return e.setup.Host.Dial(ctx, e.VisitorAddr())
+		return e.setup.Host.Dial(ctx, addr)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", e.VisitorAddr())
+	return new(net.Dialer).DialContext(ctx, "tcp", addr)
 }
 
 func (e *edge) TCPPorts() (first, last int) { return e.ranges[0], e.ranges[1] }
 
 func (e *edge) VisitorTLS() *tls.Config {
+	if !e.kind.tls {
+		return nil
+	}
+	return e.AgentTLS()
+}
+
+func (e *edge) AgentAddr() string {
+	if e.secure != 0 {
+		return net.JoinHostPort(e.address(), strconv.Itoa(e.secure))
+	}
+	return e.VisitorAddr()
+}
+
+func (e *edge) AgentTLS() *tls.Config {
 	if e.ca == nil {
 		return nil
 	}
@@ -128,52 +169,52 @@ func (e *edge) VisitorTLS() *tls.Config {
 }
 
 func (e *edge) DialVisitor(ctx context.Context, hostname string) (net.Conn, error) {
-	return e.dial(ctx, hostname)
+	return e.dial(ctx, e.VisitorAddr(), e.kind.tls, hostname)
 }
 
 func (e *edge) DialAgent(ctx context.Context) (net.Conn, string, error) {
 	host := "localhost"
-	c, err := e.dial(ctx, host)
-	return c, net.JoinHostPort(host, strconv.Itoa(e.port)), err
+	_, port, _ := net.SplitHostPort(e.AgentAddr()) // made by us
+	c, err := e.dial(ctx, e.AgentAddr(), e.tls(), host)
+	return c, net.JoinHostPort(host, port), err
 }
 
-func (e *edge) dial(ctx context.Context, name string) (net.Conn, error) {
-	c, err := e.connect(ctx)
-	if err != nil || !e.kind.tls {
+// tls says whether agents come by TLS.
+func (e *edge) tls() bool { return e.kind.tls || e.secure != 0 }
+
+func (e *edge) dial(ctx context.Context, addr string, secure bool, name string) (net.Conn, error) {
+	c, err := e.connect(ctx, addr)
+	if err != nil || !secure {
 		return c, err
 	}
-	secure := tls.Client(c, &tls.Config{RootCAs: e.ca, ServerName: name, NextProtos: []string{"http/1.1"}})
-	if err := secure.HandshakeContext(ctx); err != nil {
+	over := tls.Client(c, &tls.Config{RootCAs: e.ca, ServerName: name, NextProtos: []string{"http/1.1"}})
+	if err := over.HandshakeContext(ctx); err != nil {
 		c.Close()
 		return nil, err
 	}
-	return secure, nil
+	return over, nil
 }
 
 func (e *edge) Servers() []string {
 	switch {
-	case e.kind.tls && e.setup.Host == nil:
+	case e.tls() && e.setup.Host == nil && e.node == nil:
 		return []string{fmt.Sprintf("wss://localhost:%d", e.port)}
-	case e.kind.tls:
-		return []string{"wss://" + e.VisitorAddr()}
+	case e.tls():
+		return []string{"wss://" + e.AgentAddr()}
 	}
-	return []string{"ws://" + e.VisitorAddr()}
+	return []string{"ws://" + e.AgentAddr()}
 }
 
 func (e *edge) CAFile() string {
-	if !e.kind.tls {
+	if !e.tls() {
 		return ""
 	}
-	return filepath.Join(e.dir, "data", "caddy", "pki", "authorities", "local", "root.crt")
+	return filepath.Join(e.dataDir(), "caddy", "pki", "authorities", "local", "root.crt")
 }
 
 func (e *edge) NewDevice(tb testing.TB) Device {
 	tb.Helper()
-	n := int(e.handed.Add(1))
-	if n > len(e.devices) {
-		tb.Fatalf("all %d devices of the edge are handed out", len(e.devices))
-	}
-	return e.devices[n-1]
+	return e.fleet.next(tb)
 }
 
 // caddyfile writes the configuration of the setup.
@@ -189,7 +230,7 @@ func (e *edge) caddyfile() string {
 	b.WriteString("{\n")
 	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period 3s\n", e.adminSocket())
 	block("\t", "log default", []string{"exclude admin.api"}) // its own questions
-	if !e.kind.tls {
+	if !e.tls() {
 		b.WriteString("\tauto_https off\n")
 	} else {
 		b.WriteString("\tauto_https disable_redirects\n\tlocal_certs\n") // port 80 stays alone
@@ -202,8 +243,15 @@ func (e *edge) caddyfile() string {
 		block("\t", "servers", servers)
 	}
 	tunnel := []string{"domain " + e.Domain(), "auth static {", "\tfile " + e.devicesFile(), "}"}
+	if e.node != nil {
+		tunnel = append(tunnel, e.node.lines(e.setup)...)
+	}
 	if e.setup.TCPPorts > 0 {
-		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind "+e.address(), "\thost "+e.address())
+		bind, host := e.address(), e.address()
+		if e.node != nil {
+			bind, host = e.node.ports, e.node.portsHost
+		}
+		tunnel = append(tunnel, fmt.Sprintf("tcp_ports %d-%d {", e.ranges[0], e.ranges[1]), "\tbind "+bind, "\thost "+host)
 		if e.setup.TCPAllow != "" {
 			tunnel = append(tunnel, "\tallow "+e.setup.TCPAllow)
 		}
@@ -229,6 +277,10 @@ func (e *edge) caddyfile() string {
 	b.WriteString("}\n\n")
 
 	b.WriteString(e.setup.Sites)
+	if e.node != nil {
+		host, port, _ := net.SplitHostPort(e.node.internal) // made by us
+		block("", "http://:"+port, []string{"bind " + host, "iottunnel internal"})
+	}
 	site := []string{"bind " + e.address()}
 	if e.setup.AccessLog {
 		site = append(site, "log")
@@ -239,17 +291,28 @@ func (e *edge) caddyfile() string {
 		site = append(site, "}")
 	}
 	site = append(site, e.setup.Handlers...)
+	if e.tls() {
+		_, port, _ := net.SplitHostPort(e.AgentAddr()) // made by us
+		var agents []string
+		for _, name := range e.agentNames() {
+			agents = append(agents, "https://"+name+":"+port)
+		}
+		block("", strings.Join(agents, ", "), []string{"bind " + e.address(), "iottunnel agents"})
+	}
 	if !e.kind.tls {
 		block("", fmt.Sprintf("http://:%d", e.port), append(site, "route {", "\tiottunnel", "\trespond \"the operator's own site\"", "}"))
 		return b.String()
 	}
-	agents := fmt.Sprintf("https://localhost:%d", e.port)
-	if e.setup.Host != nil {
-		agents += fmt.Sprintf(", https://%s, https://%s:%d", e.VisitorAddr(), HostedName, e.port)
-	}
-	block("", agents, []string{"bind " + e.address(), "iottunnel agents"})
 	block("", fmt.Sprintf("https://*.%s:%d", e.Domain(), e.port), append(site, "iottunnel devices"))
 	return b.String()
+}
+
+// dataDir is where Caddy keeps certificates: nodes share it.
+func (e *edge) dataDir() string {
+	if e.node != nil {
+		return filepath.Join(filepath.Dir(e.dir), "data")
+	}
+	return filepath.Join(e.dir, "data")
 }
 
 func (e *edge) adminSocket() string { return filepath.Join(e.dir, "admin.sock") }
@@ -258,7 +321,7 @@ func (e *edge) devicesFile() string { return filepath.Join(e.dir, "devices.txt")
 
 func (e *edge) writeFiles() error {
 	var list strings.Builder
-	for i, d := range e.devices {
+	for i, d := range e.fleet.devices {
 		if slices.Contains(e.setup.Without, d.ID) {
 			continue
 		}
@@ -276,7 +339,7 @@ func (e *edge) writeFiles() error {
 }
 
 func (e *edge) launch() error {
-	caddy, err := FindBinary("caddy")
+	caddy, err := e.program()
 	if err != nil {
 		return err
 	}
@@ -312,10 +375,10 @@ func (e *edge) launch() error {
 	if err == nil && line == "(the edge has ended)" {
 		err = errors.New("the edge ended at its start")
 	}
-	if err == nil && e.kind.tls && e.ca == nil {
+	if err == nil && e.tls() && e.ca == nil {
 		err = e.loadCA()
 	}
-	for err == nil && e.kind.tls && !e.certified() {
+	for err == nil && e.tls() && !e.certified() {
 		time.Sleep(10 * time.Millisecond) // polling: certificates come after the start
 		err = context.Cause(ctx)
 	}
@@ -326,22 +389,45 @@ func (e *edge) launch() error {
 	return nil
 }
 
+// program is the Caddy that it runs.
+func (e *edge) program() (string, error) {
+	if e.node != nil && e.node.program != "" {
+		return e.node.program, nil
+	}
+	return FindBinary("caddy")
+}
+
+// agentNames are the names by which agents know an edge with TLS.
+func (e *edge) agentNames() []string {
+	names := []string{"localhost"}
+	if e.setup.Host != nil || e.node != nil {
+		names = append(names, e.address(), HostedName)
+	}
+	if e.node != nil && e.node.name != "" {
+		names = append(names, e.node.name)
+	}
+	return names
+}
+
 // certified says whether all sites have their certificates.
 func (e *edge) certified() bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	names := []string{"localhost", "any." + e.Domain()}
-	if e.setup.Host != nil {
-		names = append(names, e.address(), HostedName)
-	}
-	for _, name := range names {
-		c, err := e.dial(ctx, name)
+	for _, name := range e.agentNames() {
+		c, err := e.dial(ctx, e.AgentAddr(), true, name)
 		if err != nil {
 			return false
 		}
 		c.Close()
 	}
-	return true
+	if !e.kind.tls {
+		return true
+	}
+	c, err := e.DialVisitor(ctx, "any."+e.Domain())
+	if err == nil {
+		c.Close()
+	}
+	return err == nil
 }
 
 func (e *edge) loadCA() error {
@@ -359,7 +445,7 @@ func (e *edge) loadCA() error {
 func (e *edge) env() []string {
 	return []string{
 		"HOME=" + e.dir,
-		"XDG_DATA_HOME=" + filepath.Join(e.dir, "data"),
+		"XDG_DATA_HOME=" + e.dataDir(),
 		"XDG_CONFIG_HOME=" + filepath.Join(e.dir, "config"),
 	}
 }
@@ -428,9 +514,13 @@ func (e *edge) reload(tb testing.TB, s Setup) (status int, said string) {
 	if err := e.writeFiles(); err != nil {
 		tb.Fatal(err)
 	}
+	caddy, err := e.program()
+	if err != nil {
+		tb.Fatal(err)
+	}
 	status, out, errs := RunToEnd(tb, startTime, Command{
 		Name: "caddy reload",
-		Args: []string{Binary(tb, "caddy"), "reload", "--force", "--config", e.configFile(), "--adapter", "caddyfile", "--address", "unix/" + e.adminSocket()},
+		Args: []string{caddy, "reload", "--force", "--config", e.configFile(), "--adapter", "caddyfile", "--address", "unix/" + e.adminSocket()},
 		Env:  e.env(),
 	})
 	return status, out + errs

@@ -3,6 +3,7 @@ package redisregistry
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -109,11 +110,17 @@ func (r *Registry) Leave(ctx context.Context, n registry.NodeRef) error {
 // Nodes implements registry.Registry.
 func (r *Registry) Nodes(ctx context.Context) ([]registry.Node, error) {
 	return call(ctx, r, "list nodes", func(ctx context.Context) ([]registry.Node, error) {
-		ids, err := r.c.ZRange(ctx, r.keys.nodes(), 0, -1).Result()
+		list, err := r.c.ZRangeWithScores(ctx, r.keys.nodes(), 0, -1).Result()
 		if err != nil {
 			return nil, err
 		}
-		slices.Sort(ids)
+		beats := make(map[string]time.Time, len(list))
+		for _, z := range list {
+			if id, ok := z.Member.(string); ok {
+				beats[id] = time.UnixMilli(int64(z.Score))
+			}
+		}
+		ids := slices.Sorted(maps.Keys(beats))
 		b := r.batch(ctx)
 		read := make([]*redis.SliceCmd, len(ids))
 		for i, id := range ids {
@@ -128,6 +135,7 @@ func (r *Registry) Nodes(ctx context.Context) ([]registry.Node, error) {
 			n := registry.Node{
 				NodeRef: registry.NodeRef{ID: id, Epoch: p.text(0)}, URL: p.text(1), Internal: p.text(2),
 				Clients: int(p.number(3)), Capacity: int(p.number(4)), Draining: p.text(5) == strconv.Itoa(1),
+				At: beats[id],
 			}
 			if p.err != nil {
 				return nil, p.err

@@ -299,7 +299,7 @@ func (m *Memory) Nodes(ctx context.Context) ([]Node, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	return m.nodes.list(m.clock.read()), nil
+	return m.nodes.list(m.clock.read(), m.clock.time), nil
 }
 
 // public returns the record as others see it, a copy.

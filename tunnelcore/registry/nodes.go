@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // nodes is the table of nodes and their heartbeats. It is not kept over a
@@ -67,11 +68,13 @@ func (s *nodes) leave(n NodeRef) {
 	s.table.Store(&table)
 }
 
-// list returns the live nodes in the order of their ids.
-func (s *nodes) list(now int64) []Node {
+// list returns the live nodes in the order of their ids; at makes a time of a
+// reading of the clock.
+func (s *nodes) list(now int64, at func(int64) time.Time) []Node {
 	var list []Node
 	for _, b := range s.load() {
 		if b.live(now) {
+			b.At = at(b.at)
 			list = append(list, b.Node)
 		}
 	}

@@ -151,6 +151,7 @@ type Node struct {
 	Clients  int
 	Capacity int
 	Draining bool
+	At       time.Time // of its last heartbeat, on the registry's clock; Beat does not look at it
 }
 
 // NodeTTL is how long after its last heartbeat a node counts as live, and

@@ -11,16 +11,26 @@ import (
 // acknowledged, or that something came from there within d. known is false where
 // the system does not tell.
 func (s *Socket) Acknowledged(d time.Duration) (answered, known bool) {
+	ok := s.ask(func(fd uintptr) { answered, known = acknowledged(fd, d) })
+	return answered, known && ok
+}
+
+// Queued reports whether something that was written waits in the system, for the
+// peer's to take or to acknowledge it; false where the system does not tell.
+func (s *Socket) Queued() bool {
+	var queued bool
+	return s.ask(func(fd uintptr) { queued = unacknowledged(fd) }) && queued
+}
+
+// ask calls f with the connection below TLS; false if it has none, or is closed:
+// whoever uses it will see.
+func (s *Socket) ask(f func(fd uintptr)) bool {
 	c, ok := lowest(s.conn).(syscall.Conn)
 	if !ok {
-		return false, false
+		return false
 	}
 	raw, err := c.SyscallConn()
-	if err != nil {
-		return false, false // closed: whoever uses it will see
-	}
-	err = raw.Control(func(fd uintptr) { answered, known = acknowledged(fd, d) })
-	return answered, known && err == nil
+	return err == nil && raw.Control(f) == nil
 }
 
 // lowest is the connection below TLS, and below whatever has a method NetConn.

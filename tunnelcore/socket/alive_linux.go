@@ -17,3 +17,9 @@ func acknowledged(fd uintptr, d time.Duration) (answered, known bool) {
 	}
 	return info.Unacked == 0 && info.Probes <= 1 || time.Duration(info.Last_ack_recv)*time.Millisecond < d, true
 }
+
+// unacknowledged asks for the bytes sent and not acknowledged, and those not sent.
+func unacknowledged(fd uintptr) bool {
+	n, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+	return err == nil && n > 0
+}

@@ -5,3 +5,5 @@ package socket
 import "time"
 
 func acknowledged(uintptr, time.Duration) (answered, known bool) { return false, false }
+
+func unacknowledged(uintptr) bool { return false }

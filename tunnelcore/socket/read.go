@@ -251,6 +251,7 @@ func (s *Socket) closed(payload []byte) {
 		}
 	}
 	s.readErr = e
+	s.ended.Store(e)
 	s.replyClose(e.Code, "") // §5.5.1: echo the code
 }
 

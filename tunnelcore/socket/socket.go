@@ -115,6 +115,8 @@ type Socket struct {
 	message   []byte // what it has of it
 	readErr   error  // sticky, deadlines excepted
 
+	ended atomic.Pointer[CloseError] // the peer's close frame
+
 	heard     atomic.Uint32 // grows with each frame and each piece of payload that came in
 	pingAt    atomic.Int64  // when the first unanswered ping was sent, in ns since epoch; 0: none is
 	rtt       atomic.Int64  // of the last ping that was answered, in ns
@@ -158,6 +160,10 @@ func (s *Socket) RemoteAddr() net.Addr { return s.conn.RemoteAddr() }
 
 // Heard is a number that changes whenever something came in.
 func (s *Socket) Heard() uint32 { return s.heard.Load() }
+
+// Ended is the close frame that the reader has met; nil while there was none. It is
+// for writers, whose own error would only say that nothing can be written.
+func (s *Socket) Ended() *CloseError { return s.ended.Load() }
 
 // RTT is the round trip of the last ping that was answered; 0 before.
 func (s *Socket) RTT() time.Duration { return time.Duration(s.rtt.Load()) }

@@ -53,14 +53,8 @@ func (c *Stream) close() bool {
 func (c *Stream) linger() {
 	var clean bool
 	defer func() { c.finish(clean) }()
-	// Calls under way hold a lock until they return; later ones see that the
-	// stream is closed. What follows is alone, and must not make them wait.
-	c.readMu.Lock()
-	c.writeMu.Lock()
-	broken := c.broken.Load()
-	c.writeMu.Unlock()
-	c.readMu.Unlock()
-	if broken {
+	// What follows is alone, and must not make later calls wait.
+	if c.brokenOff() {
 		return
 	}
 	until := time.Now().Add(lingerTime)
@@ -104,6 +98,51 @@ func (c *Stream) Abort() {
 	if first {
 		c.finish(false)
 	}
+}
+
+// partTime is how long a stream that was given up may take to tell the peer why.
+const partTime = 5 * time.Second
+
+// part is Abort for cause, which the peer is told with the Farewell.
+func (c *Stream) part(cause error) {
+	code, reason := 0, ""
+	if c.opts.Farewell != nil {
+		code, reason = c.opts.Farewell(cause)
+	}
+	if code == 0 || !c.close() {
+		c.Abort()
+		return
+	}
+	c.opts.Owner.Go(func() { c.sayFarewell(code, reason) })
+}
+
+// sayFarewell sends the close frame of a stream that is closed, and then waits for
+// the peer to close: what it still sends, unread, would make TCP reset the
+// connection, and could destroy the frame.
+func (c *Stream) sayFarewell(code int, reason string) {
+	defer c.finish(false)
+	if c.brokenOff() {
+		return
+	}
+	until := time.Now().Add(partTime)
+	c.mu.Lock()
+	_, _ = c.setReadLocked(until), c.setWriteLocked(until) // fails only on a closed socket
+	c.mu.Unlock()
+	err := c.s.WriteClose(code, reason, partTime)
+	for err == nil {
+		_, err = c.s.Next()
+	}
+}
+
+// brokenOff waits until the calls that were under way when the stream was closed have
+// returned, which hold a lock until then; later ones see that it is closed. It
+// reports whether one of them has left the stream broken.
+func (c *Stream) brokenOff() bool {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	c.writeMu.Lock()
+	defer c.writeMu.Unlock()
+	return c.broken.Load()
 }
 
 // cut makes whatever goes on fail. The peer sees an abort.

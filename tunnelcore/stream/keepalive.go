@@ -54,8 +54,13 @@ func (c *Stream) KeepAlive() {
 	case k.missed >= missedPings && now.Sub(k.since) >= patience:
 		c.Abort()
 	default:
-		// A failure shows in the next read or write.
-		if sent, _ := s.Ping(); sent {
+		// What waits to be taken asks as well as a ping, which would wait behind it. A
+		// failure shows in the next read or write.
+		asked := s.Queued()
+		if !asked {
+			asked, _ = s.Ping()
+		}
+		if asked {
 			if k.missed == 0 {
 				k.since = now
 			}

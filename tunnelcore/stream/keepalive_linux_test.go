@@ -1,7 +1,9 @@
 package stream
 
 import (
+	"errors"
 	"net"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -79,5 +81,34 @@ func TestKeepAliveAsksTCP(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// A ping behind what the peer does not take would wait for it, and with it who keeps
+// others alive.
+func TestKeepAliveWaitsForNobody(t *testing.T) {
+	c, s := conns(t, "tcp")
+	a, peer := sockets(t, c, s)
+	defer peer.Close()
+	stream := New(a, Options{})
+	defer stream.Abort()
+	for _, size := range []int{64 << 20, 1 << 10, 1} { // behind the socket, to the last byte
+		var err error
+		for err == nil {
+			c.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			_, err = c.Write(make([]byte, size))
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal(err)
+		}
+	}
+	c.SetWriteDeadline(time.Time{})
+	within(t, "KeepAlive", func() {
+		for range 2 * missedPings {
+			stream.KeepAlive()
+		}
+	})
+	if stream.closed.Load() {
+		t.Error("a peer that is slow was given up")
 	}
 }

@@ -40,8 +40,9 @@ func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 	aborted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(aborted)
-		Abort(a)
-		Abort(b)
+		cause := context.Cause(ctx)
+		abortFor(a, cause)
+		abortFor(b, cause)
 	})
 	var clean bool // both directions have ended, and nothing was aborted
 	r.ended = func() {
@@ -143,6 +144,15 @@ func closeWrite(c net.Conn) error {
 		return h.CloseWrite()
 	}
 	return nil
+}
+
+// abortFor is Abort for cause, of which a stream may have something to say.
+func abortFor(c net.Conn, cause error) {
+	if s, ok := c.(*Stream); ok {
+		s.part(cause)
+		return
+	}
+	Abort(c)
 }
 
 // Abort closes c so that its other end sees an abort: a reset, not an end.

@@ -42,6 +42,17 @@ type Options struct {
 	// Closed is called once, when nothing of the stream is left. A transfer socket
 	// is closed then, or was parked.
 	Closed func(*Stream)
+	// Parked takes a transfer socket on which both directions have ended, instead
+	// of closing it: it is between two messages, without deadlines, and may already
+	// have the next one (protocol §11.1). nil: without `reuse`.
+	Parked func(*socket.Socket)
+
+	// Why says what reads and writes fail with when the socket fails with err, the
+	// peer's close frame above all; nil for ErrAborted. For New alone.
+	Why func(err error) error
+	// Farewell is the close frame of a stream that Relay aborts for cause: the peer's
+	// Why reads it. Code 0: as without Farewell, the connection just ends. For New alone.
+	Farewell func(cause error) (code int, reason string)
 
 	// The rest is for Mux.Open.
 
@@ -55,10 +66,6 @@ type Options struct {
 	// control socket any more, with the early bytes that somebody may hold still: as
 	// many as were sent, or are not read yet (protocol §10.1). nil: nobody counts.
 	Moved func(kept int)
-	// Parked takes a transfer socket on which both directions have ended, instead
-	// of closing it: it is between two messages, without deadlines, and may already
-	// have the next one (protocol §11.1). nil: without `reuse`.
-	Parked func(*socket.Socket)
 }
 
 // filled is o with its defaults.
@@ -242,6 +249,14 @@ func (c *Stream) aborted(err error) error {
 			return *f
 		}
 	}
+	if c.opts.Why != nil {
+		if ended := c.s.Ended(); ended != nil { // says more than that nothing can be written
+			err = ended
+		}
+		if why := c.opts.Why(err); why != nil {
+			return why
+		}
+	}
 	if errors.Is(err, ErrAborted) {
 		return err
 	}
@@ -325,7 +340,7 @@ func (c *Stream) writeFailed(err error) error {
 	switch {
 	case c.closed.Load():
 		return net.ErrClosed
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case errors.Is(err, os.ErrDeadlineExceeded) && (c.opts.Why == nil || c.s.Ended() == nil):
 		return err
 	}
 	return c.aborted(err)

@@ -4,50 +4,101 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
+// followTime is how long a client takes to get to the peer that it was sent to.
+const followTime = 100 * time.Millisecond
+
 // Peers are the other live nodes, as the registry last told of them. The zero value
-// has none. It is safe for concurrent use; reading it takes no lock.
+// has none. It is safe for concurrent use.
 type Peers struct {
-	now atomic.Pointer[map[string]registry.Node] // by id; never changed in place
+	mu   sync.Mutex // guards what follows
+	byID map[string]*peer
+}
+
+// peer is another node, and the clients that were sent there and that its number
+// does not show yet.
+type peer struct {
+	registry.Node
+	sent []time.Time // on the registry's clock, the oldest first
 }
 
 // Update puts those that are live now in the place of those that were, all but
 // this node itself, and returns the starts of nodes that are over: gone, or
-// followed by another epoch. Calls come one after the other.
+// followed by another epoch.
 func (p *Peers) Update(all []registry.Node) (gone []registry.NodeRef) {
-	now := make(map[string]registry.Node, len(all))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.byID
+	p.byID = make(map[string]*peer, len(all))
 	for _, n := range all {
-		now[n.ID] = n
+		now := &peer{Node: n}
+		if was := before[n.ID]; was != nil && was.Epoch == n.Epoch {
+			now.sent = slices.DeleteFunc(was.sent, func(at time.Time) bool {
+				return n.At.IsZero() || at.Before(n.At.Add(-followTime))
+			})
+		}
+		p.byID[n.ID] = now
 	}
-	for id, was := range p.load() {
-		if now[id].Epoch != was.Epoch {
+	for id, was := range before {
+		if now := p.byID[id]; now == nil || now.Epoch != was.Epoch {
 			gone = append(gone, was.NodeRef)
 		}
 	}
-	p.now.Store(&now)
 	return gone
+}
+
+// maxSent bounds what is remembered of clients that were sent to one peer: no node
+// takes more between two heartbeats.
+const maxSent = 1 << 14
+
+// Sent says that a client was sent to the peer of that id at a moment, on the
+// registry's clock.
+func (p *Peers) Sent(id string, at time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if to := p.byID[id]; to != nil && len(to.sent) < maxSent {
+		to.sent = append(to.sent, at)
+	}
 }
 
 // Find returns the peer of that id.
 func (p *Peers) Find(id string) (registry.Node, bool) {
-	n, ok := p.load()[id]
-	return n, ok
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := p.byID[id]
+	if n == nil {
+		return registry.Node{}, false
+	}
+	return n.Node, true
 }
 
 // All returns the peers in the order of their ids.
 func (p *Peers) All() []registry.Node {
-	return slices.SortedFunc(maps.Values(p.load()), func(a, b registry.Node) int {
-		return strings.Compare(a.ID, b.ID)
+	return p.all(func(n *peer) registry.Node { return n.Node })
+}
+
+// Expected is All with the clients that were sent there and that a peer's number
+// does not show yet.
+func (p *Peers) Expected() []registry.Node {
+	return p.all(func(n *peer) registry.Node {
+		node := n.Node
+		node.Clients += len(n.sent)
+		return node
 	})
 }
 
-func (p *Peers) load() map[string]registry.Node {
-	if now := p.now.Load(); now != nil {
-		return *now
+func (p *Peers) all(as func(*peer) registry.Node) []registry.Node {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	nodes := make([]registry.Node, 0, len(p.byID))
+	for n := range maps.Values(p.byID) {
+		nodes = append(nodes, as(n))
 	}
-	return nil
+	slices.SortFunc(nodes, func(a, b registry.Node) int { return strings.Compare(a.ID, b.ID) })
+	return nodes
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
@@ -43,5 +44,48 @@ func TestPeers(t *testing.T) {
 				t.Errorf("find %s: %v %v", n.ID, got, ok)
 			}
 		}
+	}
+}
+
+// Clients that were sent to a peer count there until a heartbeat of its own shows
+// them.
+func TestSentCountsUntilThePeerKnows(t *testing.T) {
+	var p Peers
+	p.Sent("edge-2", start) // nobody of that name
+	p.Update([]registry.Node{loaded("edge-2", 7, 100)})
+	for i := range 10 {
+		p.Sent("edge-2", start.Add(time.Duration(i)*time.Second))
+	}
+	expect := func(want int) {
+		t.Helper()
+		if all := p.Expected(); len(all) != 1 || all[0].Clients != want {
+			t.Errorf("expected %+v, want %d clients", all, want)
+		}
+		if all := p.All(); all[0].Clients >= want && want > 7 {
+			t.Errorf("known: %+v", all)
+		}
+	}
+	beat := func(clients int, after time.Duration, epoch string) {
+		n := loaded("edge-2", clients, 100)
+		n.At, n.Epoch = start.Add(after), epoch
+		p.Update([]registry.Node{n})
+	}
+	expect(17)
+	beat(7, 0, "e")
+	expect(17)
+	beat(10, 2500*time.Millisecond, "e") // the first three have come
+	expect(17)
+	beat(10, 3*time.Second+2*followTime, "e") // so has the fourth, or never will
+	expect(16)
+	beat(0, 4*time.Second, "f") // started anew
+	expect(0)
+	p.Sent("edge-2", start)
+	p.Update([]registry.Node{node("edge-2", "f")}) // a registry that tells no times
+	expect(0)
+	for range maxSent + 5 {
+		p.Sent("edge-2", start)
+	}
+	if all := p.Expected(); all[0].Clients > maxSent+1 {
+		t.Errorf("remembers %d", all[0].Clients)
 	}
 }

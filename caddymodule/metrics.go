@@ -22,6 +22,7 @@ type metricSet struct {
 	all            []prometheus.Collector
 	accepts        *prometheus.CounterVec
 	closes         *prometheus.CounterVec
+	redirects      prometheus.Counter
 	takeovers      prometheus.Counter
 	streams        *prometheus.CounterVec
 	open           prometheus.Histogram
@@ -58,6 +59,7 @@ func newMetrics() *metricSet {
 	m.streams = counter("streams_total", "Streams that visitors asked for, by the kind of port: ok, or the code that the visitor was told.", "kind", "result")
 	m.bytes = counter("bytes_total", "Bytes of streams that have ended: in from devices, out to them.", "direction")
 	m.registryErrors = counter("registry_errors_total", "Calls to the registry that could not tell.", "op")
+	m.redirects = prometheus.NewCounter(prometheus.CounterOpts(name("redirects_total", "Agents that were sent to another node.")))
 	m.takeovers = prometheus.NewCounter(prometheus.CounterOpts(name("takeovers_total", "Tunnels that replaced a live one of the same device.")))
 	open := name("stream_open_seconds", "From a visitor's wish for a stream to its first byte of room.")
 	m.open = prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -69,7 +71,7 @@ func newMetrics() *metricSet {
 		Namespace: calls.Namespace, Subsystem: calls.Subsystem, Name: calls.Name, Help: calls.Help,
 		Buckets: []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5},
 	}, []string{"op"})
-	m.all = append(m.all, m.takeovers, m.open, m.registryTime)
+	m.all = append(m.all, m.redirects, m.takeovers, m.open, m.registryTime)
 	return m
 }
 
@@ -87,6 +89,9 @@ func (m *metricSet) register(ctx caddy.Context) error {
 
 // Accepted implements tunnelcore.Observer.
 func (m *metricSet) Accepted(result string) { m.accepts.WithLabelValues(result).Inc() }
+
+// Redirected implements tunnelcore.Observer.
+func (m *metricSet) Redirected() { m.redirects.Inc() }
 
 // TookOver implements tunnelcore.Observer.
 func (m *metricSet) TookOver() { m.takeovers.Inc() }

@@ -15,6 +15,8 @@ type Observer interface {
 	// Accepted is told of each handshake for a control socket: `ok`, or the code of
 	// its refusal.
 	Accepted(result string)
+	// Redirected is told when an agent is sent to another node.
+	Redirected()
 	// TookOver is told when a tunnel replaces a live one.
 	TookOver()
 	// Closed is told why a tunnel has ended: goodbye, lost, replaced, revoked,
@@ -32,6 +34,7 @@ type Observer interface {
 type unobserved struct{}
 
 func (unobserved) Accepted(string)                         {}
+func (unobserved) Redirected()                             {}
 func (unobserved) TookOver()                               {}
 func (unobserved) Closed(string)                           {}
 func (unobserved) Opened(wire.Kind, string, time.Duration) {}

@@ -48,7 +48,9 @@ type Settings struct {
 	Authenticators []Authenticator
 	// Enrollment lets devices exchange claim codes for secrets.
 	Enrollment bool
-	Limits     Limits
+	// Node is how this node takes part in a cluster.
+	Node   NodeSettings
+	Limits Limits
 	// Logger receives what operators read; nil discards it.
 	Logger *slog.Logger
 	// Events is told of `online`, `offline` and `cloned`, outside locks; may be
@@ -60,6 +62,18 @@ type Settings struct {
 	// nil, and must not block.
 	TunnelEnded func(tunnel string)
 	Crowded     func(tunnel string)
+}
+
+// NodeSettings are how a node takes part in a cluster.
+type NodeSettings struct {
+	// URL is where agents reach this very node; without one they are neither sent
+	// here nor from here elsewhere.
+	URL string
+	// Internal is where other nodes and routers reach this one, host:port.
+	Internal string
+	// Secrets prove the nodes of a cluster to each other: the first is used, all are
+	// accepted.
+	Secrets []string
 }
 
 // Limits bound what devices and visitors can make an edge hold.

@@ -9,9 +9,14 @@ import (
 )
 
 // serveAgent hands the request to the hub.
-func serveAgent(w http.ResponseWriter, r *http.Request, e *edge) {
+func serveAgent(w http.ResponseWriter, r *http.Request, e *edge, a tunnelcore.Arrival) {
+	handOver(w, r, func(w http.ResponseWriter) { e.hub.ServeAgent(w, r, a) })
+}
+
+// handOver calls serve, which may take the connection.
+func handOver(w http.ResponseWriter, r *http.Request, serve func(w http.ResponseWriter)) {
 	aw := &agentWriter{ResponseWriter: w}
-	e.hub.ServeAgent(aw, r, tunnelcore.Arrival{From: clientIP(r), Secure: r.TLS != nil})
+	serve(aw)
 	if !aw.answered {
 		// The hub has taken the connection: Caddy would log and count a request that
 		// was never answered. The hub logs what becomes of the tunnel.

@@ -64,7 +64,7 @@ type App struct {
 	// Public TCP ports that devices lease for what is not HTTP. Default: none.
 	TCPPorts *TCPPorts `json:"tcp_ports,omitempty"`
 
-	// What tells this node from others.
+	// What tells this node from others, and how they reach it.
 	Node *Node `json:"node,omitempty"`
 
 	// The interval of pings to agents that ask for none: 1s to 15m.
@@ -92,6 +92,7 @@ type App struct {
 	registry       RegistryOpener
 	authenticators []tunnelcore.Authenticator
 	nodeID         string
+	node           node // what Node says
 	logger         *slog.Logger
 	ctx            caddy.Context
 
@@ -99,10 +100,11 @@ type App struct {
 
 	edge atomic.Pointer[edge] // nil before Start; every request reads it
 
-	mu      sync.Mutex // guards what follows
-	ended   bool
-	refs    int // this app and its handlers; the last one to go releases the edge
-	servers []*caddyhttp.Server
+	mu       sync.Mutex // guards what follows
+	ended    bool
+	refs     int  // this app and its handlers; the last one to go releases the edge
+	internal bool // a handler serves other nodes and routers
+	servers  []*caddyhttp.Server
 }
 
 // Visitors is how visitors reach devices from the outside.
@@ -121,26 +123,13 @@ type TCPPorts struct {
 	Bind []string `json:"bind,omitempty"`
 	// The hostname that agents are told. Default: the domain.
 	Host string `json:"host,omitempty"`
-	// Which nodes listen: `all`, or the `owner` of the device. On a single node
-	// they are the same. Default: `all`.
+	// Which nodes of a cluster listen on a device's port: `all`, so that it stays
+	// reachable by the same address wherever the device is connected; or `owner`, the
+	// one that it is connected to, which takes fewer descriptors and needs an address
+	// in front that finds the node. Default: `all`.
 	Listen string `json:"listen,omitempty"`
 	// The addresses that may connect. Default: all.
 	Allow []string `json:"allow,omitempty"`
-}
-
-// Node is what tells this node from others.
-type Node struct {
-	// Default: the host's name.
-	ID string `json:"id,omitempty"`
-	// Where agents reach this very node. Not supported by this build yet.
-	URL string `json:"url,omitempty"`
-	// Where other nodes and routers reach it. Not supported by this build yet.
-	Internal string `json:"internal,omitempty"`
-	// The addresses of other nodes and routers. Not supported by this build yet.
-	Routers []string `json:"routers,omitempty"`
-	// What the nodes prove themselves to each other with. Not supported by this
-	// build yet.
-	Secret string `json:"secret,omitempty"`
 }
 
 // Limits bound what devices and visitors can make a node hold. Zero is the
@@ -228,6 +217,7 @@ func (a *App) Start() error {
 			a.logger.Warn("auth none: whoever reaches this edge can connect as any device")
 		}
 	}
+	a.warnAlone()
 	a.logger.Info("edge is up",
 		slog.String("domain", settings.Domain),
 		slog.String("node", a.nodeID),

@@ -97,7 +97,7 @@ var appSettings = []setting[*App]{
 //			url      <url>
 //			internal <address>
 //			routers  <ranges...>
-//			secret   <secret>
+//			secret   <secret> [<other secret>]
 //		}
 //		heartbeat       <duration>
 //		allow_plaintext
@@ -115,8 +115,7 @@ var appSettings = []setting[*App]{
 //		}
 //	}
 //
-// domain and auth are required; auth may repeat. All of node but id is refused by
-// this build, which does not support it yet.
+// domain and auth are required; auth may repeat.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {
@@ -205,37 +204,6 @@ func (a *App) parseTCPPorts(d *caddyfile.Dispenser) (err error) {
 		return d.Errf("tcp_ports: %v", err)
 	}
 	return parseBlock(d, "tcp_ports", a.TCPPorts, tcpPortsSettings)
-}
-
-var nodeSettings = []setting[*Node]{
-	{"id", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.ID, err = oneValue(d, "node: id", "a name")
-		return err
-	}},
-	{"url", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.URL, err = oneValue(d, "node: url", "a URL")
-		return err
-	}},
-	{"internal", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Internal, err = oneValue(d, "node: internal", "an address and a port")
-		return err
-	}},
-	{"routers", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Routers, err = someValues(d, "node: routers", "ranges of addresses")
-		return err
-	}},
-	{"secret", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Secret, err = oneValue(d, "node: secret", "a secret")
-		return err
-	}},
-}
-
-func (a *App) parseNode(d *caddyfile.Dispenser) error {
-	a.Node = new(Node)
-	if err := noValue(d, "node"); err != nil {
-		return err
-	}
-	return parseBlock(d, "node", a.Node, nodeSettings)
 }
 
 var limitSettings = []setting[*Limits]{

@@ -72,8 +72,9 @@ const (
 // `{http.iottunnel.node}` | The node that the device is connected to, if it is
 // `{http.iottunnel.port}` | The port of the device, if it is connected
 type Handler struct {
-	// What to serve: `agents`, `devices`, or, if empty, both. `internal` is for
-	// edges of several nodes, which this build does not support yet.
+	// What to serve: `agents`, `devices`, or, if empty, both. `internal` serves the
+	// other nodes of a cluster, which prove who they are, and visitors and agents
+	// that the app's `node.routers` pass on.
 	Mode string `json:"mode,omitempty"`
 
 	// Headers of requests that reach the device although they speak for a proxy
@@ -108,10 +109,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	for _, name := range h.KeepHeaders {
 		h.keep[http.CanonicalHeaderKey(name)] = true
 	}
+	if h.Mode == modeInternal {
+		app.serveNodes()
+	}
 	if h.Mode == modeBoth || h.Mode == modeDevices {
 		if srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
 			app.serve(srv)
 		}
+	}
+	if h.Mode != modeAgents {
 		proxy := newProxy()
 		if err := proxy.Provision(ctx); err != nil {
 			return fmt.Errorf("proxy: %w", err)
@@ -128,7 +134,9 @@ func (h *Handler) Validate() error {
 	switch h.Mode {
 	case modeBoth, modeAgents, modeDevices:
 	case modeInternal:
-		return errors.New("iottunnel internal: serves other nodes, and needs a registry that nodes share: not supported by this build yet: remove it")
+		if n := h.app.Node; n == nil || len(n.Secrets) == 0 && len(n.Routers) == 0 {
+			return errors.New("iottunnel internal: would serve nobody: write `node { secret … }` into the global option iottunnel for other nodes, or `routers` for routers")
+		}
 	default:
 		return fmt.Errorf("iottunnel: %q is not a mode: agents, devices, internal, or none for agents and devices", h.Mode)
 	}
@@ -159,25 +167,38 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if e == nil {
 		return respond(w, r, &answers.Error{Code: wire.Unavailable})
 	}
+	if h.Mode == modeInternal {
+		return h.serveInternal(w, r, next, e)
+	}
 	if h.Mode != modeAgents && directlyUnder(r.Host, h.app.Domain) {
-		if refusal := checkTarget(r); refusal != nil {
-			return respond(w, r, refusal)
-		}
-		target, err := h.find(e.hub, r)
-		if err != nil {
-			return respond(w, r, answers.From(err))
-		}
-		return h.serveVisitor(w, r, e, target)
+		return h.serveTarget(w, r, e, false)
 	}
 	if h.Mode != modeDevices && strings.HasPrefix(r.URL.Path, wire.Root) && !under(r.Host, h.app.Domain) {
 		if refusal := checkTarget(r); refusal != nil {
 			refusal.WriteJSON(w)
 			return nil
 		}
-		serveAgent(w, r, e)
+		serveAgent(w, r, e, tunnelcore.Arrival{From: clientIP(r), Secure: r.TLS != nil})
 		return nil
 	}
 	return next.ServeHTTP(w, r)
+}
+
+// serveTarget serves a visitor of the device that the Host names. One who comes
+// through a router is not kept waiting for a device that is connected nowhere: the
+// router is told, and knows whether to wait.
+func (h *Handler) serveTarget(w http.ResponseWriter, r *http.Request, e *edge, routed bool) error {
+	if refusal := checkTarget(r); refusal != nil {
+		return respond(w, r, refusal)
+	}
+	target, err := h.find(e.hub, r, !routed)
+	switch {
+	case err != nil:
+		return respond(w, r, answers.From(err))
+	case !target.Online:
+		return respond(w, r, &answers.Error{Code: wire.NotHere, Message: "the device is connected to no node"})
+	}
+	return h.serveVisitor(w, r, e, target, routed)
 }
 
 // under reports whether host is a name under domain, leased or not: agents are
@@ -194,7 +215,8 @@ func directlyUnder(host, domain string) bool {
 
 // find resolves the Host of a visitor, a name under the domain. Placeholders are set for devices that are
 // offline, too: error pages use them.
-func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target, error) {
+// With wait, a device that is offline is waited for, or an error.
+func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request, wait bool) (tunnelcore.Target, error) {
 	target, err := hub.Lookup(r.Context(), r.Host)
 	if errors.Is(err, tunnelcore.ErrOtherHost) {
 		// A name that is never leased, such as a--b: it is under the domain all the
@@ -205,7 +227,7 @@ func (h *Handler) find(hub *tunnelcore.Hub, r *http.Request) (tunnelcore.Target,
 		return target, err
 	}
 	setPlaceholders(r, target)
-	if target.Online {
+	if target.Online || !wait {
 		return target, nil
 	}
 	target, err = hub.Await(r.Context(), r.Host)

@@ -35,6 +35,7 @@ type visit struct {
 	hostname string // that the visitor asked for, normal
 	edge     *edge
 	keep     map[string]bool // headers that pass in any case
+	routed   bool            // came through a router
 }
 
 // visitVar is the variable of a request that holds its visit: the transport finds
@@ -52,7 +53,7 @@ func newProxy() *reverseproxy.Handler {
 }
 
 // serveVisitor passes a request on to the device and the answer back.
-func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target) error {
+func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target, routed bool) error {
 	addLogField(r, zap.String("device", target.Device))
 	v := &visit{
 		target:   target,
@@ -60,9 +61,11 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		hostname: names.Normal(r.Host),
 		edge:     e,
 		keep:     h.keep,
+		routed:   routed,
 	}
 	leave, err := e.hub.Enter(r.Context(), target.Device, v.from.Addr())
 	if err != nil {
+		v.tellOwner(w)
 		return respond(w, r, answers.From(err))
 	}
 	defer leave()
@@ -77,12 +80,20 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		v.cleanResponse(w.Header()) // trailers: the header has been sent
 		return nil
 	}
+	v.tellOwner(w)
 	if answer := (*answers.Error)(nil); errors.As(err, &answer) {
 		h.logger.Debug("device did not serve a visitor", "device", target.Device, "error", err)
 		return respond(w, r, answer)
 	}
 	withoutBody(w, r)
 	return err
+}
+
+// tellOwner tells a router that the device is connected to another node.
+func (v *visit) tellOwner(w http.ResponseWriter) {
+	if v.routed && v.target.Node != v.edge.hub.Node() {
+		w.Header().Set(ownerHeader, v.target.Node)
+	}
 }
 
 // deviceWriter filters the headers of informational answers, which a device may
@@ -97,14 +108,20 @@ type deviceWriter struct {
 
 // WriteHeader sends what a device has answered.
 func (w *deviceWriter) WriteHeader(status int) {
+	informational := status < 200 && status != http.StatusSwitchingProtocols
 	switch {
-	case status >= 200:
+	case informational && w.visit.routed:
+		return // there are routers that take it for the final one (nginx before 1.29)
+	case informational:
+		w.visit.cleanResponse(w.Header())
+	default:
+		w.visit.tellOwner(w)
+	}
+	if status >= 200 {
 		withoutBody(w.ResponseWriter, w.request)
 		if w.restore == nil && !isShort(w.Header()) {
 			w.restore = relaxWrites(w.request)
 		}
-	case status != http.StatusSwitchingProtocols:
-		w.visit.cleanResponse(w.Header())
 	}
 	w.ResponseWriter.WriteHeader(status)
 }

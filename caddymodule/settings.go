@@ -22,27 +22,18 @@ import (
 // expand replaces placeholders ({env.X}, {file.X}) where configurations hold
 // what differs from host to host.
 func (a *App) expand(repl *caddy.Replacer) error {
-	fields := []struct {
-		name string
-		to   *string
-	}{{"domain", &a.Domain}}
-	if a.Node != nil {
-		fields = append(fields, []struct {
-			name string
-			to   *string
-		}{{"node id", &a.Node.ID}}...)
+	domain, err := repl.ReplaceOrErr(a.Domain, true, true)
+	if err != nil {
+		return fmt.Errorf("domain: %w", err)
 	}
-	for _, f := range fields {
-		value, err := repl.ReplaceOrErr(*f.to, true, true)
-		if err != nil {
-			return fmt.Errorf("%s: %w", f.name, err)
-		}
-		*f.to = value
-	}
+	a.Domain = domain
 	if domain := names.Normal(a.Domain); !strings.Contains(a.Domain, ":") {
 		a.Domain = domain
 	}
 	if a.Node != nil {
+		if err := a.Node.expand(repl); err != nil {
+			return err
+		}
 		a.nodeID = a.Node.ID
 	}
 	if a.nodeID == "" {
@@ -58,7 +49,7 @@ func (a *App) expand(repl *caddy.Replacer) error {
 // Validate refuses what can never work.
 func (a *App) Validate() error {
 	for _, check := range []func() error{
-		a.validateDomain, a.validateAuth, a.validateTimes, a.validateTCPPorts, a.validateLimits, a.validateUnsupported,
+		a.validateDomain, a.validateAuth, a.validateTimes, a.validateTCPPorts, a.validateLimits, a.validateNode,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -178,25 +169,9 @@ func (a *App) validateLimits() error {
 	return nil
 }
 
-// validateUnsupported refuses settings that are understood but do nothing yet.
-// This is the one place that knows them.
-func (a *App) validateUnsupported() error {
-	unsupported := func(setting string) error {
-		return fmt.Errorf("%s: not supported by this build yet: remove it", setting)
-	}
-	if n := a.Node; n != nil {
-		switch {
-		case n.URL != "":
-			return unsupported("node url")
-		case n.Internal != "":
-			return unsupported("node internal")
-		case len(n.Routers) > 0:
-			return unsupported("node routers")
-		case n.Secret != "":
-			return unsupported("node secret")
-		}
-	}
-	return nil
+func (a *App) validateNode() (err error) {
+	a.node, err = a.Node.check(a.Domain, a.AllowPlaintext)
+	return err
 }
 
 func (a *App) validateTCPPorts() error {
@@ -225,15 +200,8 @@ func (p *TCPPorts) core() (*tunnelcore.TCPPorts, error) {
 	if p.Listen != "" && p.Listen != "all" && p.Listen != "owner" {
 		return nil, fmt.Errorf("listen: %q is neither all nor owner", p.Listen)
 	}
-	for _, from := range p.Allow {
-		prefix, err := netip.ParsePrefix(from)
-		if addr, errAddr := netip.ParseAddr(from); errAddr == nil {
-			prefix, err = addr.Prefix(addr.BitLen())
-		}
-		if err != nil {
-			return nil, fmt.Errorf("allow: %q is neither an IP address nor a prefix such as 10.0.0.0/8", from)
-		}
-		c.Allow = append(c.Allow, prefix.Masked())
+	if c.Allow, err = prefixes(p.Allow); err != nil {
+		return nil, fmt.Errorf("allow: %w", err)
 	}
 	return c, nil
 }
@@ -265,6 +233,7 @@ func (a *App) settings() tunnelcore.Settings {
 	if a.TCPPorts != nil {
 		s.TCP, _ = a.TCPPorts.core() // Validate has seen the error
 	}
+	s.Node = a.node.settings
 	s.Authenticators = withRevocations(a.authenticators)
 	s.Enrollment = a.enrolls()
 	if l := a.Limits; l != nil {
@@ -294,6 +263,13 @@ func (a *App) serve(srv *caddyhttp.Server) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.servers = append(a.servers, srv)
+}
+
+// serveNodes notes that a handler serves other nodes and routers.
+func (a *App) serveNodes() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.internal = true
 }
 
 // visitorsURL is the scheme and the port of devices' URLs; an empty port is the

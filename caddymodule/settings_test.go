@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -42,10 +44,28 @@ func TestValidate(t *testing.T) {
 		{"odd mode", func(a *App) { a.Hostname = "mac" }, `hostname: "mac" is neither random nor device`},
 		{"odd visitors", func(a *App) { a.Visitors = &Visitors{Scheme: "wss"} }, `visitors: "wss" is neither https nor http`},
 		{"negative limit", func(a *App) { a.Limits = &Limits{HeaderBytes: -1} }, "limits: header_bytes: -1 is negative"},
-		{"node url", func(a *App) { a.Node = &Node{URL: "https://x"} }, "node url: not supported by this build yet: remove it"},
-		{"node internal", func(a *App) { a.Node = &Node{Internal: "x:1"} }, "node internal: not supported"},
-		{"node routers", func(a *App) { a.Node = &Node{Routers: []string{"x"}} }, "node routers: not supported"},
-		{"node secret", func(a *App) { a.Node = &Node{Secret: "x"} }, "node secret: not supported"},
+		{"node", func(a *App) {
+			a.Node = &Node{ID: "edge-1.example_2", URL: "https://edge-1.example.com:8443/", Internal: "[fd00::1]:8080", Routers: []string{"10.0.0.0/28", "::1"}, Secrets: []string{"0123456789abcdef", "fedcba9876543210"}}
+		}, ""},
+		{"node id", func(a *App) { a.Node = &Node{ID: "edge 1"} }, `node: id: "edge 1" is not a name of 1 to 64 letters`},
+		{"long node id", func(a *App) { a.Node = &Node{ID: strings.Repeat("a", 65)} }, `node: id: "aaa`},
+		{"node url without a scheme", func(a *App) { a.Node = &Node{URL: "edge-1.example.com"} }, `node: url: "edge-1.example.com" is not a scheme and a host`},
+		{"node url with a path", func(a *App) { a.Node = &Node{URL: "https://edge-1.example.com/a"} }, "is not a scheme and a host"},
+		{"node url with a user", func(a *App) { a.Node = &Node{URL: "https://a@edge-1.example.com"} }, "is not a scheme and a host"},
+		{"node url of ftp", func(a *App) { a.Node = &Node{URL: "ftp://edge-1.example.com"} }, "is neither https nor http"},
+		{"plain node url", func(a *App) { a.Node = &Node{URL: "ws://edge-1.example.com"} }, "is without TLS, and agents are refused that come so"},
+		{"plain node url, allowed", func(a *App) { a.Node = &Node{URL: "ws://edge-1.example.com"}; a.AllowPlaintext = true }, ""},
+		{"plain node url of loopback", func(a *App) { a.Node = &Node{URL: "http://127.0.0.1:8080"} }, ""},
+		{"node url below the domain", func(a *App) { a.Node = &Node{URL: "https://edge-1.devices.example.net"} }, "is below the domain of the devices"},
+		{"node internal without a port", func(a *App) { a.Node = &Node{Internal: "10.0.0.1"} }, `node: internal: "10.0.0.1" is not an address and a port`},
+		{"node internal on port 0", func(a *App) { a.Node = &Node{Internal: "10.0.0.1:0"} }, "is not an address and a port"},
+		{"node internal without a host", func(a *App) { a.Node = &Node{Internal: ":8080"} }, "is not an address and a port"},
+		{"node internal anywhere", func(a *App) { a.Node = &Node{Internal: "0.0.0.0:8080"} }, "stands for any address"},
+		{"node internal below the domain", func(a *App) { a.Node = &Node{Internal: "a.devices.example.net:80"} }, "node: internal: \"a.devices.example.net:80\" is below the domain"},
+		{"node routers", func(a *App) { a.Node = &Node{Routers: []string{"10.0.0.0/28", "edge-2"}} }, `node: routers: "edge-2" is neither an IP address nor a prefix`},
+		{"short node secret", func(a *App) { a.Node = &Node{Secrets: []string{"0123456789abcdef", "0123456789abcde"}} }, "node: secret: value 2 is shorter than 16 characters: make one with `openssl"},
+		{"three node secrets", func(a *App) { a.Node = &Node{Secrets: []string{"a", "b", "c"}} }, "node: secret: 3 values: at most two"},
+		{"one node secret twice", func(a *App) { a.Node = &Node{Secrets: []string{"0123456789abcdef", "0123456789abcdef"}} }, "node: secret: both values are the same"},
 		{"ports", func(a *App) {
 			a.TCPPorts = &TCPPorts{Range: "1-65535", Bind: []string{"::1"}, Allow: []string{"192.0.2.0/24", "::1"}, Listen: "owner"}
 		}, ""},
@@ -99,5 +119,28 @@ func TestUnder(t *testing.T) {
 		if got := [2]bool{under(host, "example.net"), directlyUnder(host, "example.net")}; got != want {
 			t.Errorf("%q: %v, want %v", host, got, want)
 		}
+	}
+}
+
+func TestNodeExpands(t *testing.T) {
+	t.Setenv("NODE_ID", "edge-1")
+	t.Setenv("NODE_SECRET", "0123456789abcdef\n")
+	n := &Node{ID: "{env.NODE_ID}", URL: "wss://{env.NODE_ID}.example.com/", Internal: "{env.NODE_ID}.lan:8080", Routers: []string{"10.0.0.1"}, Secrets: []string{"{env.NODE_SECRET}"}}
+	if err := n.expand(caddy.NewReplacer()); err != nil {
+		t.Fatal(err)
+	}
+	c, err := n.check("devices.example.net", false)
+	want := tunnelcore.NodeSettings{URL: "https://edge-1.example.com", Internal: "edge-1.lan:8080", Secrets: []string{"0123456789abcdef"}}
+	if err != nil || n.ID != "edge-1" || !reflect.DeepEqual(c.settings, want) {
+		t.Errorf("%+v %+v %v", n, c, err)
+	}
+	for address, is := range map[string]bool{"10.0.0.1": true, "10.0.0.2": false, "::1": false, "::ffff:10.0.0.1": true} {
+		if got := c.isRouter(netip.MustParseAddr(address).Unmap()); got != is {
+			t.Errorf("%s is a router: %t", address, got)
+		}
+	}
+	missing := &Node{Secrets: []string{"{env.IOTTUNNEL_NO_SUCH_VARIABLE}"}}
+	if err := missing.expand(caddy.NewReplacer()); err == nil || !strings.Contains(err.Error(), "node: secret: ") {
+		t.Errorf("a variable that is not set: %v", err)
 	}
 }

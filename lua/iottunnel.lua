@@ -1,0 +1,378 @@
+-- iottunnel behind nginx: visitors of LABEL.domain are passed to the node that
+-- holds the device, agents to a node that has room. http.conf, server.conf and
+-- agents.conf call what is here; README.md says how to set it up.
+local answers = require "iottunnel.answers"
+local check = require("iottunnel.config").check
+local headers = require "iottunnel.headers"
+local hosts = require "iottunnel.hosts"
+local names = require "iottunnel.names"
+local nodes = require "iottunnel.nodes"
+local redis = require "iottunnel.redis"
+local routes = require "iottunnel.routes"
+
+local balancer -- ngx.balancer, which exists in workers alone
+local error, ipairs, tostring = error, ipairs, tostring
+
+local _M = {}
+
+local DICTIONARIES = { routes = "iottunnel_routes", unknown = "iottunnel_unknown",
+    state = "iottunnel_state" }
+
+local ROOT = "/.iottunnel/"
+
+-- How many visitors of one worker may wait for a device to come back, and how
+-- often they look, in seconds.
+local WAITING_MOST, WAIT_STEP = 256, 0.1
+
+-- When to ask again, in seconds; as the edge says it.
+local RETRY_OFFLINE, RETRY_SOON, RETRY_NODES = 10, 1, 3
+
+local config
+local waiting = 0
+
+
+-- setup is called once, in init_by_lua_block. What is wrong with it, or missing
+-- from http {}, keeps nginx from starting, and is said in its error log.
+function _M.setup(options)
+    local checked = check(options)
+    local dictionaries = {}
+    for what, name in pairs(DICTIONARIES) do
+        dictionaries[what] = ngx.shared[name]
+        if not dictionaries[what] then
+            error("iottunnel: setup: there is no lua_shared_dict " .. name
+                .. ": include iottunnel/http.conf in http {}", 0)
+        end
+    end
+    for _, server in ipairs(checked.servers) do
+        if server.host then
+            local why
+            server.address, why = hosts.address(server.host)
+            if not server.address then
+                ngx.log(ngx.WARN, "iottunnel: setup: redis: ", server.host, ": ",
+                    why, "; it is left to the `resolver` of http {}, if there is one")
+            end
+        end
+    end
+    redis.init(checked, dictionaries.state)
+    nodes.init(checked, dictionaries.state)
+    routes.init(checked, dictionaries)
+    config = checked
+end
+
+
+-- ready ends a request that cannot be served for want of a setup, and else has the
+-- worker look after the nodes.
+local function ready()
+    if not config then
+        ngx.log(ngx.ERR, "iottunnel: there is no setup: call ",
+            'init_by_lua_block { require("iottunnel").setup{ redis = ..., ',
+            "domain = ... } } in http {}")
+        return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
+    end
+    nodes.start()
+end
+
+
+-- requested_host returns the Host that nginx has chosen its server by. It is the
+-- Host header, unless the request's target names another one (RFC 9112 section
+-- 3.2.2): then that is what a node is told, too.
+local function requested_host()
+    local sent, chosen = ngx.var.http_host, ngx.var.host
+    if sent and names.normal(sent) == chosen then
+        return sent
+    end
+    ngx.var.iottunnel_host = chosen
+    return chosen
+end
+
+
+local function accept()
+    return ngx.req.get_headers(0).accept
+end
+
+
+-- answer ends the request of a visitor.
+local function answer(a)
+    return answers.send(a, accept())
+end
+
+
+-- has_body reports whether the request brings one.
+local function has_body()
+    local length = ngx.var.http_content_length
+    return length and length ~= "0" or ngx.var.http_transfer_encoding ~= nil
+end
+
+
+-- await looks for a device that is expected back until it is there, for as long as
+-- visitors wait.
+local function await(label, route)
+    if waiting >= WAITING_MOST then
+        return route
+    end
+    waiting = waiting + 1
+    local deadline = ngx.now() + config.wait_s
+    while route and route.expected and ngx.now() < deadline do
+        ngx.sleep(WAIT_STEP)
+        route = routes.find(label) or route
+    end
+    waiting = waiting - 1
+    return route
+end
+
+
+-- destination notes where the balancer is to go. fallback is for when nobody
+-- answers there.
+local function destination(host, port, fallback)
+    local there = ngx.ctx.iottunnel
+    there.host, there.port = host, port
+    if fallback then
+        there.other_host, there.other_port = fallback.host, fallback.port
+    end
+end
+
+
+-- lead sends the visitor to the device's node, or says why not.
+local function lead(label, again)
+    local route, err = routes.find(label, again)
+    if route and route.expected and config.wait_s > 0 then
+        route = await(label, route)
+    end
+    if not route then
+        ngx.log(ngx.INFO, "iottunnel: no route: ", err)
+        return answer { code = "unavailable", retry_after = RETRY_SOON }
+    elseif route.unknown then
+        return answer { code = "unknown_device" }
+    end
+    ngx.var.iottunnel_device = route.device
+    if not route.online then
+        return answer { code = "device_offline", retry_after = RETRY_OFFLINE,
+            last_seen = route.seen }
+    end
+    ngx.var.iottunnel_node = route.node
+    local host, port = route.host, route.port
+    if not host then -- a name: nodes knows its address
+        local node = nodes.find(route.node)
+        if not node or node.internal ~= route.internal or not node.host then
+            ngx.log(ngx.ERR, "iottunnel: node ", route.node, " has no internal ",
+                "address that can be used: ", route.internal)
+            return answer { code = "unavailable", retry_after = RETRY_SOON }
+        end
+        host, port = node.host, node.port
+    end
+    local fallback = nodes.another(host, port)
+    if fallback and nodes.is_down(host, port) then
+        return destination(fallback.host, fallback.port)
+    end
+    return destination(host, port, fallback)
+end
+
+
+local function visitor(host)
+    local label = names.parse(host, config.domain)
+    if not label then -- under the domain, and never leased
+        return answer { code = "unknown_device" }
+    end
+    ngx.var.iottunnel_label = label
+    ngx.ctx.iottunnel = { label = label }
+    headers.clean(config.keep)
+    if ngx.var.iottunnel_upgrade ~= "" and has_body() then
+        -- The rest of the body would be read beside the other protocol.
+        ngx.var.iottunnel_upgrade = ""
+    end
+    return lead(label, false)
+end
+
+
+-- transfer sends a transfer socket to the node that its URL names.
+local function transfer()
+    local id = ngx.unescape_uri(ngx.var.arg_node or "")
+    local node = nodes.find(id)
+    if not node or not node.host then
+        return answers.send({ code = "not_here" }, false)
+    end
+    ngx.var.iottunnel_node = node.id
+    return destination(node.host, node.port)
+end
+
+
+-- agent passes an agent on. Only what is written exactly as agents write it gets
+-- past: no other spelling can become another path at a node.
+local function agent()
+    ngx.ctx.iottunnel = { agent = true }
+    local path = ngx.var.request_uri:match("^[^?#]*")
+    if not path:find("^/%.iottunnel/v1/[a-z_]+$") then
+        ngx.header["Iottunnel-Versions"] = "v1"
+        return answers.send({ code = "upgrade_required",
+            message = "versions served here: v1" }, false)
+    end
+    headers.clean(config.keep)
+    if path == "/.iottunnel/v1/transfer" then
+        return transfer()
+    end
+    local node = nodes.for_agent()
+    if not node then
+        return answers.send({ code = "unavailable", retry_after = RETRY_NODES,
+            message = "no node is there to take agents" }, false)
+    end
+    if path == "/.iottunnel/v1/control" then
+        nodes.gave(node)
+    end
+    ngx.var.iottunnel_node = node.id
+    return destination(node.host, node.port, nodes.for_agent(node))
+end
+
+
+-- access decides what becomes of a request: server.conf and agents.conf call it in
+-- access_by_lua, after nginx's own access rules.
+function _M.access()
+    ready()
+    if config.before then
+        config.before()
+    end
+    local host = requested_host()
+    if names.directly_under(host, config.domain) then
+        return visitor(host)
+    end
+    if not names.under(host, config.domain)
+        and ngx.var.request_uri:sub(1, #ROOT) == ROOT then
+        return agent()
+    end
+    return answer { code = "unknown_device" }
+end
+
+
+-- again is access for a request that a node has sent back with 421. The route is
+-- read anew, once.
+function _M.again()
+    ready()
+    local label = names.parse(requested_host(), config.domain)
+    if not label then -- of an agent's request: a node says so, too
+        return answers.send({ code = "not_here" }, false)
+    end
+    ngx.ctx.iottunnel = { label = label }
+    local body = has_body()
+    if ngx.var.upstream_http_iottunnel_error ~= "not_here" then
+        -- The device has said it. Whoever gets 421 may ask again by whatever
+        -- method (RFC 9110 section 15.5.20), so its words are fetched again; with
+        -- a body that has been sent they are lost.
+        if body then
+            return ngx.exit(ngx.HTTP_CLOSE)
+        end
+        return lead(label, false)
+    end
+    routes.forget(label)
+    if body then
+        local route = routes.find(label, true)
+        if route and route.online then
+            -- It has moved, and what was sent of the body cannot be sent again.
+            return answer { code = "unavailable", retry_after = RETRY_SOON,
+                message = "the device has moved while the request was under way" }
+        end
+    end
+    return lead(label, true)
+end
+
+
+-- balance connects to what access has chosen; the next time to another node, which
+-- passes it on to the device.
+function _M.balance()
+    balancer = balancer or require "ngx.balancer"
+    local there = ngx.ctx.iottunnel
+    if not there or not there.host then
+        ngx.log(ngx.ERR, "iottunnel: no node was chosen for this request: ",
+            "access_by_lua of server.conf did not run (`satisfy any` skips it)")
+        return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
+    end
+    local host, port = there.host, there.port
+    if there.tried then
+        if balancer.get_last_failure() == "failed" then
+            nodes.down(host, port)
+        end
+        host, port = there.other_host, there.other_port
+    elseif there.other_host then
+        balancer.set_more_tries(1)
+    end
+    there.tried = true
+    local ok, err = balancer.set_current_peer(host, port)
+    if not ok then
+        ngx.log(ngx.ERR, "iottunnel: ", host, ":", port, ": ", tostring(err))
+        return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
+    end
+end
+
+
+-- replace has the answer under way be another one; body sends it.
+local function replace(there, a)
+    local status, fields, body = answers.render(a,
+        not there.agent and accept(), ngx.req.get_method())
+    for _, name in ipairs { "Content-Encoding", "Content-Range",
+        "Content-Language", "ETag", "Last-Modified", "Trailer", "Set-Cookie",
+        "Accept-Ranges", "Location" } do
+        ngx.header[name] = nil
+    end
+    ngx.status = status
+    for name, value in pairs(fields) do
+        ngx.header[name] = value
+    end
+    there.body = body
+end
+
+
+-- from_node reports whether a node has answered; else nginx has, for want of that.
+local function from_node()
+    local times = ngx.var.upstream_header_time
+    return times and times:find("%d[^,:]*$") ~= nil
+end
+
+
+-- header looks at the head of an answer before it is sent.
+function _M.header()
+    local there = ngx.ctx.iottunnel
+    if not there or not there.host then
+        return -- an answer of ours, or of another location
+    end
+    if ngx.header["Iottunnel-Owner"] then
+        ngx.header["Iottunnel-Owner"] = nil
+        if there.label then
+            routes.forget(there.label) -- the device is at another node
+        end
+    end
+    local status = ngx.status
+    if status < 421 then
+        return
+    end
+    if status == 421 and there.label
+        and ngx.var.upstream_http_iottunnel_error == "not_here" then
+        return replace(there, { code = "device_offline",
+            retry_after = RETRY_OFFLINE })
+    end
+    if (status == 502 or status == 504) and not from_node() then
+        if there.label then
+            routes.forget(there.label)
+        end
+        if not there.other_host and there.tried then
+            nodes.down(there.host, there.port)
+        end
+        return replace(there, status == 504 and not there.agent
+            and { code = "device_timeout" }
+            or { code = "unavailable", retry_after = RETRY_SOON })
+    end
+end
+
+
+-- body sends what header has put in place of an answer.
+function _M.body()
+    local there = ngx.ctx.iottunnel
+    if there and there.body then
+        if there.body ~= "" and ngx.req.get_method() ~= "HEAD" then
+            ngx.arg[1] = there.body
+            there.body = ""
+        else
+            ngx.arg[1] = nil
+        end
+    end
+end
+
+
+return _M

@@ -25,6 +25,7 @@ type metricSet struct {
 	redirects      prometheus.Counter
 	takeovers      prometheus.Counter
 	streams        *prometheus.CounterVec
+	peerStreams    *prometheus.CounterVec
 	open           prometheus.Histogram
 	bytes          *prometheus.CounterVec
 	registryTime   *prometheus.HistogramVec
@@ -57,6 +58,7 @@ func newMetrics() *metricSet {
 	m.accepts = counter("accepts_total", "Handshakes of agents: ok, or the code of the refusal.", "result")
 	m.closes = counter("closes_total", "Tunnels that have ended: goodbye, lost, replaced, revoked, operator, restart, protocol.", "reason")
 	m.streams = counter("streams_total", "Streams that visitors asked for, by the kind of port: ok, or the code that the visitor was told.", "kind", "result")
+	m.peerStreams = counter("peer_streams_total", "Streams that were asked for at another node: ok, away when it did not answer, or the code of its refusal.", "result")
 	m.bytes = counter("bytes_total", "Bytes of streams that have ended: in from devices, out to them.", "direction")
 	m.registryErrors = counter("registry_errors_total", "Calls to the registry that could not tell.", "op")
 	m.redirects = prometheus.NewCounter(prometheus.CounterOpts(name("redirects_total", "Agents that were sent to another node.")))
@@ -106,6 +108,9 @@ func (m *metricSet) Opened(kind wire.Kind, result string, took time.Duration) {
 		m.open.Observe(took.Seconds())
 	}
 }
+
+// PeerStream implements tunnelcore.Observer.
+func (m *metricSet) PeerStream(result string) { m.peerStreams.WithLabelValues(result).Inc() }
 
 // Transferred implements tunnelcore.Observer.
 func (m *metricSet) Transferred(received, sent int64) {

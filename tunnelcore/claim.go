@@ -104,9 +104,14 @@ func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) bool {
 	if i.Node.ID != h.node.ID {
 		return true // its node is live, and nobody here can ask it
 	}
+	return h.tunnelLives(ctx, i.Tunnel)
+}
+
+// tunnelLives asks a tunnel of this node for a sign of life.
+func (h *Hub) tunnelLives(ctx context.Context, tunnel string) bool {
 	h.mu.Lock()
-	t := h.tunnels[i.Tunnel]
-	_, claiming := h.claiming[i.Tunnel]
+	t := h.tunnels[tunnel]
+	_, claiming := h.claiming[tunnel]
 	h.mu.Unlock()
 	if t == nil {
 		return claiming // about to be up; else the registry missed its end

@@ -78,6 +78,11 @@ func (h *Hub) dial(ctx context.Context, device string, port uint16, from netip.A
 	if t == nil {
 		return nil, noTunnel("")
 	}
+	return h.dialTunnel(ctx, t, s, port, from)
+}
+
+// dialTunnel opens a stream of a tunnel of this node.
+func (h *Hub) dialTunnel(ctx context.Context, t *tunnel, s *session, port uint16, from netip.AddrPort) (*stream.Stream, error) {
 	if _, ok := t.port(port); !ok {
 		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
 	}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -63,6 +64,10 @@ type Hub struct {
 
 	ports    *ports
 	visitors *visitors
+
+	// link leads to the other nodes, and peers are those there are.
+	link  *cluster.Link
+	peers cluster.Peers
 
 	streams, parked atomic.Int64 // for Stats
 	parkedFor       time.Duration
@@ -128,9 +133,11 @@ func New(c Config) (*Hub, error) {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.patient = newLife(h.ctx)
 	h.unhurried = newLife(h.patient.ctx)
+	h.link = cluster.NewLink(cluster.Config{Node: h.node, Local: served{h}, Logger: h.log})
 	h.store(c.Settings)
 	if err := h.join(); err != nil {
 		h.cancel()
+		h.link.Close()
 		return nil, errors.Join(fmt.Errorf("node %q: %w", c.Node, err), c.Registry.Close())
 	}
 	h.wg.Go(h.housekeeping)
@@ -216,6 +223,7 @@ func (h *Hub) store(s Settings) {
 	}
 	h.settings.Store(&s)
 	h.handshakes.setLimit(s.Limits.UnauthenticatedPerAddress)
+	h.link.SetSecrets(s.Node.Secrets)
 	h.arrivals.set(float64(s.Limits.NewTunnels), float64(s.Limits.NewTunnels))
 	h.refusals.set(refusalsLogged, refusalsLogged)
 }
@@ -350,6 +358,7 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	h.closeAll(h.unhurried.ctx, h.patient.ctx, "edge is stopping", spread)
 	h.waitForStreams(h.patient.ctx)
 	h.cancel()
+	h.link.Close()
 	h.mu.Lock()
 	h.closed = true
 	devices := make([]*device, 0, len(h.devices))

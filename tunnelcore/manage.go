@@ -84,25 +84,29 @@ func (h *Hub) notify(ctx context.Context, device string) error {
 	return err
 }
 
-// TunnelInfo is what a node knows of a device that is connected to it.
+// TunnelInfo is what a node knows of a device that is connected to it. Its JSON is
+// what nodes tell each other.
 type TunnelInfo struct {
-	Device, Label, Tunnel string
-	Generation            int64
-	Since                 time.Time
-	Remote                netip.Addr
-	Agent                 string        // how it names itself; may be anything
-	RTT                   time.Duration // of the last ping; 0: not known yet
-	Streams               int           // open now
-	Received, Sent        int64         // bytes of streams, while this node has known the device
-	Ports                 []PortInfo
+	Device     string        `json:"device"`
+	Label      string        `json:"label"`
+	Tunnel     string        `json:"tunnel"`
+	Generation int64         `json:"generation"`
+	Since      time.Time     `json:"since"`
+	Remote     netip.Addr    `json:"remote"`
+	Agent      string        `json:"agent,omitempty"`  // how it names itself; may be anything
+	RTT        time.Duration `json:"rtt_ns,omitempty"` // of the last ping; 0: not known yet
+	Streams    int           `json:"streams"`          // open now
+	Received   int64         `json:"received_bytes"`   // of streams, while its node has known the device
+	Sent       int64         `json:"sent_bytes"`
+	Ports      []PortInfo    `json:"ports"`
 }
 
 // PortInfo is a port of a device, and where visitors reach it.
 type PortInfo struct {
-	Port uint16
-	Kind wire.Kind
-	URL  string // of http and https
-	Addr string // HOST:PORT, of tcp with a public port
+	Port uint16    `json:"port"`
+	Kind wire.Kind `json:"kind"`
+	URL  string    `json:"url,omitempty"`  // of http and https
+	Addr string    `json:"addr,omitempty"` // HOST:PORT, of tcp with a public port
 }
 
 // Tunnel returns what this node knows of a device that is connected to it.

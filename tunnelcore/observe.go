@@ -25,6 +25,9 @@ type Observer interface {
 	// Opened is told of each stream that a visitor asked for: `ok`, or the code of
 	// what the visitor was told, and how long it took.
 	Opened(kind wire.Kind, result string, took time.Duration)
+	// PeerStream is told of each attempt to open a stream through another node: `ok`,
+	// `away` when that node does not answer, or the code with which it refused.
+	PeerStream(result string)
 	// Transferred is told the bytes of a stream that has ended: from the device, and
 	// to it.
 	Transferred(received, sent int64)
@@ -38,6 +41,7 @@ func (unobserved) Redirected()                             {}
 func (unobserved) TookOver()                               {}
 func (unobserved) Closed(string)                           {}
 func (unobserved) Opened(wire.Kind, string, time.Duration) {}
+func (unobserved) PeerStream(string)                       {}
 func (unobserved) Transferred(int64, int64)                {}
 
 // traffic is bytes of streams that have ended.

@@ -401,7 +401,7 @@ func TestPortsRunOut(t *testing.T) {
 			t.Helper()
 			for port := range up.URLs {
 				public := publicPort(t, up, port)
-				if err := echoesAt(public); err != nil {
+				if err := tryTCP("127.0.0.1:"+public, "are you there"); err != nil {
 					t.Errorf("%s: port %d at %s: %v", name, port, public, err)
 				}
 				ports = append(ports, public)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -80,28 +79,18 @@ func (h *held) same(t *testing.T, after string) {
 func (h *held) serves(t *testing.T) {
 	t.Helper()
 	h.mustServe(t)
-	if err := echoesAt(h.port); err != nil {
+	if err := h.echoes(); err != nil {
 		t.Fatalf("public port %s: %v", h.port, err)
 	}
 }
 
-// echoesAt opens a connection to a public port, and wants back what it says there.
-func echoesAt(port string) error {
-	c, err := net.DialTimeout("tcp", "127.0.0.1:"+port, harness.VisitorTimeout)
+// echoes has one exchange at the public port, where visitors enter.
+func (h *held) echoes() error {
+	host, _, err := net.SplitHostPort(h.face.VisitorAddr())
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(harness.VisitorTimeout))
-	const word = "are you there"
-	if _, err := io.WriteString(c, word); err != nil {
-		return err
-	}
-	back := make([]byte, len(word))
-	if _, err := io.ReadFull(c, back); err != nil || string(back) != word {
-		return fmt.Errorf("%q came back: %w", back, err)
-	}
-	return nil
+	return tryTCP(net.JoinHostPort(host, h.port), "are you there")
 }
 
 // watched is devices that must not notice what happens: visitors keep asking for
@@ -142,7 +131,7 @@ func watch(t *testing.T, devices ...*held) *watched {
 		}
 		w.wg.Go(func() {
 			for ctx.Err() == nil {
-				if err := echoesAt(h.port); err != nil {
+				if err := h.echoes(); err != nil {
 					t.Errorf("public port of a connected device: %v", err)
 					return
 				}

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -228,7 +227,7 @@ func TestReloadFails(t *testing.T) {
 				t.Fatalf("failure %d: %v", i+1, err)
 			}
 			load.more(t, 100)
-			if err := echoesAt(h.port); err != nil {
+			if err := h.echoes(); err != nil {
 				t.Errorf("failure %d: public port: %v", i+1, err)
 			}
 		}
@@ -320,7 +319,7 @@ func TestReloadClosesPorts(t *testing.T) {
 		mark := h.agent.Stderr.Mark()
 		f.Reload(t, harness.Setup{})
 		harness.Eventually(t, 5*time.Second, "the port is closed", func() error {
-			if err := echoesAt(h.port); !errors.Is(err, syscall.ECONNREFUSED) {
+			if err := h.echoes(); !errors.Is(err, syscall.ECONNREFUSED) {
 				return fmt.Errorf("connecting to it gives: %v", err)
 			}
 			return nil
@@ -330,7 +329,7 @@ func TestReloadClosesPorts(t *testing.T) {
 		harness.Eventually(t, 10*time.Second, "there is a port again", func() error {
 			first, last := f.TCPPorts()
 			for port := first; port <= last; port++ {
-				if echoesAt(strconv.Itoa(port)) == nil {
+				if tryTCP(fmt.Sprintf("127.0.0.1:%d", port), "are you there") == nil {
 					t.Logf("port %s, then %d", h.port, port)
 					return nil
 				}

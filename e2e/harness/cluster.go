@@ -21,7 +21,8 @@ import (
 // Cluster is several edges over one Redis, that reach each other at internal
 // addresses.
 type Cluster struct {
-	Nodes []*Node
+	Nodes  []*Node
+	Secret string // that the nodes have in common
 
 	fleet *fleet
 }
@@ -40,6 +41,7 @@ type Node struct {
 type ClusterSetup struct {
 	Setup
 	Nodes    int                             // 0: three
+	Devices  int                             // that the cluster knows; 0: as many as an edge
 	Registry []string                        // lines of the option `registry`; nil: what Setup.Tunnel has
 	TLS      func(i int) bool                // whether node i has a site for agents, by TLS; nil: none does
 	Host     func(i int) *Host               // where node i runs; nil: all on loopback, at 127.0.0.1, 127.0.0.2 and so on, and the same port
@@ -50,20 +52,19 @@ type ClusterSetup struct {
 
 // Member is what a node says of itself to the others.
 type Member struct {
-	ID        string // edge-1 and so on
-	URL       string // where agents reach this very node
-	Internal  string // where nodes and routers do
-	Listen    string // where it listens for them, if that is elsewhere
-	Secret    string // that nodes have in common
-	Name      string // for which it has a certificate, beside its address; only with TLS
-	PortsHost string // where it says that public ports are
+	ID        string   // edge-1 and so on
+	URL       string   // where agents reach this very node
+	Internal  string   // where nodes and routers do
+	Listen    string   // where it listens for them, if that is elsewhere
+	Secret    string   // that nodes have in common
+	Names     []string // for which it has certificates, beside its address; only with TLS
+	PortsHost string   // where it says that public ports are
 }
 
 // membership is a Member as its edge needs it.
 type membership struct {
 	Member
 	registry  []string
-	name      string
 	internal  string // where it listens
 	ports     string // address of its public ports
 	portsHost string
@@ -82,7 +83,10 @@ func (m *membership) lines(s Setup) []string {
 			lines = append(lines, "\t"+name+" "+value)
 		}
 	}
-	return append(lines, "\trouters 127.0.0.0/8 10.77.0.0/16", "}")
+	if m.Internal != "" {
+		lines = append(lines, "\trouters 127.0.0.0/8 10.77.0.0/16")
+	}
+	return append(lines, "}")
 }
 
 // StartCluster starts a cluster for the length of the test, all nodes at once.
@@ -117,8 +121,7 @@ func newCluster(dir string, s ClusterSetup) (*Cluster, error) {
 	if s.Nodes == 0 {
 		s.Nodes = 3
 	}
-	c := &Cluster{fleet: newFleet()}
-	secret := newSecret()
+	c := &Cluster{fleet: newFleet(s.Devices), Secret: newSecret()}
 	port, err := freePort(1)
 	if err != nil {
 		return nil, err
@@ -162,11 +165,11 @@ func newCluster(dir string, s ClusterSetup) (*Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		m := Member{ID: id, URL: scheme + "://" + e.AgentAddr(), Internal: net.JoinHostPort(own, strconv.Itoa(internal)), Secret: secret, PortsHost: own}
+		m := Member{ID: id, URL: scheme + "://" + e.AgentAddr(), Internal: net.JoinHostPort(own, strconv.Itoa(internal)), Secret: c.Secret, PortsHost: own}
 		if s.Each != nil {
 			s.Each(i, &m)
 		}
-		e.node = &membership{Member: m, registry: s.Registry, name: m.Name, internal: m.Listen, ports: own, portsHost: m.PortsHost}
+		e.node = &membership{Member: m, registry: s.Registry, internal: m.Listen, ports: own, portsHost: m.PortsHost}
 		if m.Listen == "" {
 			e.node.internal = m.Internal
 		}
@@ -229,6 +232,12 @@ func (c *Cluster) close() (faults []string) {
 // Launch starts the node without failing a test: the error is what its process
 // said.
 func (n *Node) Launch() error { return n.launch() }
+
+// Index is its place among the nodes.
+func (n *Node) Index() int { return n.index }
+
+// AdminAddr is where Caddy's commands reach it.
+func (n *Node) AdminAddr() string { return "unix/" + n.adminSocket() }
 
 // Running says whether its process has not ended.
 func (n *Node) Running() bool { return n.proc != nil && n.proc.Running() }

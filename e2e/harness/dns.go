@@ -3,6 +3,7 @@ package harness
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 
@@ -20,7 +21,12 @@ func ServeDNS(tb testing.TB, h *Host, name string, addrs ...netip.Addr) {
 			tb.Fatal(err)
 		}
 	})
-	serveDNS(tb, c, name+".", addrs)
+	serveDNS(tb, c, func(asked string) []netip.Addr {
+		if asked != name {
+			return nil
+		}
+		return addrs
+	})
 }
 
 // LocalDNS starts a name server on loopback that knows every name, at 127.0.0.1,
@@ -31,12 +37,69 @@ func LocalDNS(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	serveDNS(tb, c, "", []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})})
+	serveDNS(tb, c, func(string) []netip.Addr { return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1})} })
 	return c.LocalAddr().String()
 }
 
-// serveDNS answers for a name, with its dot; empty: for all.
-func serveDNS(tb testing.TB, c net.PacketConn, name string, addrs []netip.Addr) {
+// Names is a name server whose answers may change.
+type Names struct {
+	Addr string // host:port
+
+	mu    sync.Mutex
+	known map[string][]netip.Addr // guarded by mu
+	turns bool                    // guarded by mu
+}
+
+// TakeTurns has each answer begin with another address, as name servers do.
+func (n *Names) TakeTurns() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.turns = true
+}
+
+// StartNames starts a name server that knows no name: on a host, or, if that is
+// nil, on loopback.
+func StartNames(tb testing.TB, h *Host) *Names {
+	tb.Helper()
+	var c net.PacketConn
+	listen := func() {
+		var err error
+		if c, err = net.ListenPacket("udp4", "127.0.0.1:0"); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if h != nil {
+		h.Do(tb, listen)
+	} else {
+		listen()
+	}
+	n := &Names{Addr: c.LocalAddr().String(), known: make(map[string][]netip.Addr)}
+	serveDNS(tb, c, func(asked string) []netip.Addr {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		addrs := n.known[asked]
+		if n.turns && len(addrs) > 1 {
+			n.known[asked] = append(addrs[1:len(addrs):len(addrs)], addrs[0])
+		}
+		return addrs
+	})
+	return n
+}
+
+// Set makes a name mean hosts (of host:port), in this order.
+func (n *Names) Set(name string, hosts ...string) {
+	var addrs []netip.Addr
+	for _, host := range hosts {
+		addrs = append(addrs, netip.MustParseAddrPort(host).Addr())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.known[name] = addrs
+}
+
+// serveDNS answers with what lookup finds for a name without its last dot; nil: the
+// name does not exist.
+func serveDNS(tb testing.TB, c net.PacketConn, lookup func(name string) []netip.Addr) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		buf := make([]byte, 4096)
@@ -45,7 +108,7 @@ func serveDNS(tb testing.TB, c net.PacketConn, name string, addrs []netip.Addr) 
 			if err != nil {
 				return // closed below
 			}
-			if answer := answerDNS(buf[:n], name, addrs); answer != nil {
+			if answer := answerDNS(buf[:n], lookup); answer != nil {
 				_, _ = c.WriteTo(answer, from) // who asks asks again
 			}
 		}
@@ -57,7 +120,7 @@ func serveDNS(tb testing.TB, c net.PacketConn, name string, addrs []netip.Addr) 
 }
 
 // answerDNS is the answer to a query; nil when it is not one.
-func answerDNS(query []byte, name string, addrs []netip.Addr) []byte {
+func answerDNS(query []byte, lookup func(name string) []netip.Addr) []byte {
 	var q dnsmessage.Message
 	if q.Unpack(query) != nil || len(q.Questions) != 1 {
 		return nil
@@ -67,7 +130,8 @@ func answerDNS(query []byte, name string, addrs []netip.Addr) []byte {
 		Header:    dnsmessage.Header{ID: q.ID, Response: true, Authoritative: true, RecursionDesired: q.RecursionDesired, RecursionAvailable: true},
 		Questions: q.Questions,
 	}
-	if name != "" && asked.Name.String() != name {
+	addrs := lookup(strings.TrimSuffix(asked.Name.String(), "."))
+	if addrs == nil {
 		a.RCode = dnsmessage.RCodeNameError
 	} else {
 		for _, addr := range addrs {

@@ -349,3 +349,16 @@ func (h *Host) Visitor(tb testing.TB, f Face, h1 bool) *http.Client {
 	}
 	return c
 }
+
+// BlockPeer drops what the host would send to some addresses, and receive from them,
+// until lift is called.
+func (h *Host) BlockPeer(tb testing.TB, addrs ...string) (lift func()) {
+	tb.Helper()
+	h.blocks++
+	table, set := fmt.Sprintf("block%d", h.blocks), strings.Join(addrs, ", ")
+	h.Nft(tb, fmt.Sprintf(`table ip %s {
+	chain in { type filter hook input priority -200; ip saddr { %s } drop; }
+	chain out { type filter hook output priority -200; ip daddr { %s } drop; }
+}`, table, set, set))
+	return func() { h.Nft(tb, "delete table ip "+table) }
+}

@@ -3,22 +3,27 @@ package harness
 import (
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Redis is a real redis-server on loopback, for one test alone. It may be stopped,
 // killed, held in its tracks and started again, on the same address.
 type Redis struct {
 	*Proc
+	Dir    string // where its files are
 	Port   int    // 0 with a socket
 	Socket string // path of its Unix socket; empty: TCP
 	args   []string
 	login  []string // of redis-cli
+	host   *Host
 }
 
 // RedisSetup says what a Redis is like. The zero value keeps nothing over a restart.
@@ -28,6 +33,7 @@ type RedisSetup struct {
 	Args    []string // more for redis-server
 	CLI     []string // how redis-cli logs in
 	Later   bool     // Start is called by the test
+	Host    *Host    // where it runs; nil: here, on loopback
 }
 
 // StartRedis starts a Redis for the length of the test.
@@ -39,7 +45,12 @@ func StartRedis(tb testing.TB, s RedisSetup) *Redis {
 		}
 	}
 	dir := shortTemp(tb)
-	r := &Redis{login: s.CLI, args: []string{"redis-server", "--bind", "127.0.0.1", "--dir", dir, "--daemonize", "no", "--save", ""}}
+	r := &Redis{login: s.CLI, host: s.Host, Dir: dir}
+	r.args = []string{"redis-server", "--bind", "127.0.0.1", "--dir", dir, "--daemonize", "no", "--save", "", "--repl-diskless-sync-delay", "0"}
+	if s.Host != nil {
+		r.args[2] = "127.0.0.1 " + s.Host.Addr
+		r.args = append(s.Host.Args(r.args...), "--protected-mode", "no")
+	}
 	if s.Socket {
 		r.Socket = filepath.Join(dir, "redis.sock")
 		r.args = append(r.args, "--unixsocket", r.Socket)
@@ -86,7 +97,15 @@ func (r *Redis) URL(user string) string {
 	if r.Socket != "" {
 		return "unix://" + user + r.Socket
 	}
-	return fmt.Sprintf("redis://%s127.0.0.1:%d/0", user, r.Port)
+	return "redis://" + user + r.Addr() + "/0"
+}
+
+// Addr is where it listens, without a socket.
+func (r *Redis) Addr() string {
+	if r.host != nil {
+		return net.JoinHostPort(r.host.Addr, strconv.Itoa(r.Port))
+	}
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(r.Port))
 }
 
 // Do runs a command by redis-cli and returns what it prints, a value per line.
@@ -96,7 +115,11 @@ func (r *Redis) Do(tb testing.TB, command ...string) string {
 	if r.Socket != "" {
 		args = []string{"redis-cli", "--raw", "-s", r.Socket}
 	}
-	_, out, errs := RunToEnd(tb, UpTime, Command{Name: "redis-cli", Args: append(append(args, r.login...), command...)})
+	args = append(append(args, r.login...), command...)
+	if r.host != nil {
+		args = r.host.Args(args...)
+	}
+	_, out, errs := RunToEnd(tb, UpTime, Command{Name: "redis-cli", Args: args})
 	return strings.TrimSpace(out + errs)
 }
 
@@ -109,4 +132,76 @@ func (r *Redis) Hash(tb testing.TB, key string) map[string]string {
 		fields[lines[i]] = lines[i+1]
 	}
 	return fields
+}
+
+// StartSentinels starts a master, a replica of it, and three sentinels that put the
+// replica in its place within seconds. registry is what an edge is told of them.
+func StartSentinels(tb testing.TB) (master, replica *Redis, registry []string) {
+	tb.Helper()
+	const name = "edge"
+	master = StartRedis(tb, RedisSetup{})
+	replica = StartRedis(tb, RedisSetup{Args: []string{"--replicaof", "127.0.0.1 " + strconv.Itoa(master.Port)}})
+	Eventually(tb, UpTime, "the replica follows", func() error {
+		if info := replica.Do(tb, "INFO", "replication"); !strings.Contains(info, "master_link_status:up") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	line := "sentinel " + name
+	var all []*Redis
+	for range 3 {
+		s := &Redis{Dir: shortTemp(tb), Port: FreePort(tb, 1)}
+		conf := filepath.Join(s.Dir, "sentinel.conf")
+		text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nsentinel monitor %s 127.0.0.1 %d 2\n"+
+			"sentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 2000\n", s.Port, s.Dir, name, master.Port, name, name)
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			tb.Fatal(err)
+		}
+		s.args = []string{"redis-server", conf, "--sentinel"}
+		s.Start(tb)
+		all = append(all, s)
+		line += " " + s.Addr()
+	}
+	for _, s := range all {
+		Eventually(tb, UpTime, "the sentinels know each other and the replica", func() error {
+			if out := s.Do(tb, "SENTINEL", "CKQUORUM", name); !strings.Contains(out, "3 usable") {
+				return errors.New(out)
+			}
+			if !strings.Contains(s.Do(tb, "SENTINEL", "REPLICAS", name), strconv.Itoa(replica.Port)) {
+				return errors.New("no replica")
+			}
+			return nil
+		})
+	}
+	return master, replica, []string{"registry redis {", "\t" + line, "}"}
+}
+
+// StartRedisCluster starts three masters, each with a replica, that share the slots.
+// registry is what an edge is told of them.
+func StartRedisCluster(tb testing.TB) (masters []*Redis, registry []string) {
+	tb.Helper()
+	var all []*Redis
+	create, line := []string{"redis-cli", "--cluster", "create"}, "cluster"
+	for range 6 {
+		r := StartRedis(tb, RedisSetup{Args: []string{
+			"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000", "--cluster-port", strconv.Itoa(FreePort(tb, 1)),
+		}})
+		all = append(all, r)
+		create, line = append(create, r.Addr()), line+" "+r.Addr()
+	}
+	if status, out, errs := RunToEnd(tb, time.Minute, Command{Name: "redis-cli", Args: append(create, "--cluster-replicas", "1", "--cluster-yes")}); status != 0 {
+		tb.Fatalf("redis-cli --cluster create: %s%s", out, errs)
+	}
+	for _, r := range all {
+		Eventually(tb, UpTime, "the cluster is complete", func() error {
+			switch info, role := r.Do(tb, "CLUSTER", "INFO"), r.Do(tb, "INFO", "replication"); {
+			case !strings.Contains(info, "cluster_state:ok"):
+				return errors.New(info)
+			case strings.Contains(role, "role:slave") && !strings.Contains(role, "master_link_status:up"):
+				return errors.New(role)
+			}
+			return nil
+		})
+	}
+	return all[:3], []string{"registry redis {", "\t" + line, "}"}
 }

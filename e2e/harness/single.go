@@ -59,9 +59,13 @@ type fleet struct {
 	handed  atomic.Int64
 }
 
-func newFleet() *fleet {
+// newFleet makes n devices; 0: as many as most cases need.
+func newFleet(n int) *fleet {
+	if n == 0 {
+		n = devices
+	}
 	f := new(fleet)
-	for i := range devices {
+	for i := range n {
 		f.devices = append(f.devices, Device{ID: fmt.Sprintf("dev-%03d", i+1), Token: newSecret()})
 	}
 	return f
@@ -83,7 +87,7 @@ const (
 )
 
 func (k single) Launch(dir string, s Setup) (Face, error) {
-	e := &edge{kind: k, dir: dir, addr: "127.0.0.1", setup: s, fleet: newFleet(), out: NewLog(), log: NewLog()}
+	e := &edge{kind: k, dir: dir, addr: "127.0.0.1", setup: s, fleet: newFleet(0), out: NewLog(), log: NewLog()}
 	var err error
 	if e.port, err = freePort(1); err != nil {
 		return nil, err
@@ -257,7 +261,7 @@ func (e *edge) caddyfile() string {
 		}
 		tunnel = append(tunnel, "}")
 	}
-	if e.setup.Host != nil && !e.kind.tls && !e.setup.Strict {
+	if !e.tls() && (e.setup.Host != nil || e.node != nil) && !e.setup.Strict {
 		tunnel = append(tunnel, "allow_plaintext")
 	}
 	tunnel = append(tunnel, "limits {")
@@ -277,7 +281,7 @@ func (e *edge) caddyfile() string {
 	b.WriteString("}\n\n")
 
 	b.WriteString(e.setup.Sites)
-	if e.node != nil {
+	if e.node != nil && e.node.Internal != "" {
 		host, port, _ := net.SplitHostPort(e.node.internal) // made by us
 		block("", "http://:"+port, []string{"bind " + host, "iottunnel internal"})
 	}
@@ -403,8 +407,8 @@ func (e *edge) agentNames() []string {
 	if e.setup.Host != nil || e.node != nil {
 		names = append(names, e.address(), HostedName)
 	}
-	if e.node != nil && e.node.name != "" {
-		names = append(names, e.node.name)
+	if e.node != nil {
+		names = append(names, e.node.Names...)
 	}
 	return names
 }

@@ -19,6 +19,7 @@ func (k keys) nodes() string             { return k.prefix + "nodes" }
 func (k keys) devices() string           { return k.prefix + "devices" }
 func (k keys) ports() string             { return k.prefix + "{ports}" }
 func (k keys) portDevices() string       { return k.prefix + "{ports}:device" }
+func (k keys) portVersion() string       { return k.prefix + "{ports}:version" }
 func (k keys) portOp(op string) string   { return k.prefix + "{ports}:op:" + op }
 
 // checkPrefix refuses a prefix that would move keys to other slots.

@@ -60,6 +60,7 @@ type Registry struct {
 	grace    time.Duration // how much a claim prolongs a lease ahead of its keys; less than tail
 	perCall  int           // devices in one call of a script
 	watch    *watch
+	hints    registry.Hints
 
 	mu      sync.Mutex // guards closed, and adding to calls
 	closed  bool
@@ -83,6 +84,7 @@ func (r *Registry) Close() error {
 	r.mu.Unlock()
 	r.closing.Do(func() { r.failed = r.c.Close() })
 	r.calls.Wait()
+	r.hints.Close()
 	return r.failed
 }
 
@@ -129,7 +131,7 @@ func explain(ctx context.Context, what string, err error) error {
 	var full *registry.PortsFullError
 	for _, known := range []error{
 		registry.ErrInvalid, registry.ErrUnknown, registry.ErrLabelTaken, registry.ErrLost, registry.ErrNodeLive,
-		registry.ErrTooManyPorts, registry.ErrChanged, registry.ErrTooManyCodes,
+		registry.ErrTooManyPorts, registry.ErrChanged, registry.ErrTooManyCodes, registry.ErrSchema,
 	} {
 		if errors.Is(err, known) {
 			return err

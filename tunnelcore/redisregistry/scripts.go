@@ -61,6 +61,10 @@ var (
 	setPortsText   string
 	setPortsScript = redis.NewScript(setPortsText)
 
+	//go:embed scripts/leasedports.lua
+	leasedPortsText   string
+	leasedPortsScript = redis.NewScript(leasedPortsText)
+
 	//go:embed scripts/keepports.lua
 	keepPortsText   string
 	keepPortsScript = redis.NewScript(keepPortsText)

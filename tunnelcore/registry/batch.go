@@ -387,7 +387,9 @@ func (b *batch) publish() {
 	m := b.m
 	m.generation = b.generation
 	b.publishSecrets()
+	moved := false
 	for port, use := range b.ports {
+		moved = m.public.set(port, use) || moved
 		if old := m.ports[port]; old.rest != 0 {
 			m.resting.remove(old.device, port)
 		}
@@ -406,14 +408,20 @@ func (b *batch) publish() {
 		}
 	}
 	for id, r := range b.devices {
+		old := m.published(id)
 		if r == nil {
 			m.devices.Delete(id)
 			m.ids.remove(id)
-			continue
+		} else {
+			m.labels.Store(r.label, r)
+			m.devices.Store(id, r)
+			if old == nil {
+				m.ids.add(id)
+			}
 		}
-		m.labels.Store(r.label, r)
-		if _, known := m.devices.Swap(id, r); !known {
-			m.ids.add(id)
-		}
+		m.hint(id, old, r)
+	}
+	if moved {
+		m.hints.Send(Hint{Ports: true})
 	}
 }

@@ -42,8 +42,10 @@ type Memory struct {
 	devices sync.Map // device → *record; written by the committer
 	labels  sync.Map // label → *record; written by the committer
 	ids     ids      // of devices
-	secrets secrets  // of enrolled devices
-	state            // the committer's own
+	public  publics  // ports that are leased
+	hints   Hints
+	secrets secrets // of enrolled devices
+	state           // the committer's own
 
 	ops     chan *op
 	closing sync.Once
@@ -124,6 +126,7 @@ func (m *Memory) load(device string, d storedDevice) error {
 			return fmt.Errorf("device %q: has port %d of %q", device, public, use.device)
 		}
 		m.ports[public] = portUse{device: device, port: port}
+		m.public.set(public, portUse{device: device, port: port})
 	}
 	m.generation = max(m.generation, r.generation)
 	m.devices.Store(device, r)
@@ -136,6 +139,7 @@ func (m *Memory) load(device string, d storedDevice) error {
 func (m *Memory) Close() error {
 	m.closing.Do(func() { close(m.quit) })
 	<-m.stopped
+	m.hints.Close()
 	return m.closed
 }
 
@@ -245,7 +249,7 @@ func (m *Memory) look(ctx context.Context, in *sync.Map, name string) (Record, e
 	if r.until <= now {
 		return Record{}, ErrUnknown
 	}
-	return m.public(r, now), nil
+	return m.show(r, now), nil
 }
 
 // Devices implements Registry.
@@ -264,7 +268,7 @@ func (m *Memory) Devices(ctx context.Context, after string, limit int) ([]Record
 		chunk = m.ids.after(chunk[:0], after, n)
 		for _, id := range chunk {
 			if v, ok := m.devices.Load(id); ok && v.(*record).until > now {
-				page = append(page, m.public(v.(*record), now))
+				page = append(page, m.show(v.(*record), now))
 			}
 		}
 		if len(chunk) < n {
@@ -302,8 +306,13 @@ func (m *Memory) Nodes(ctx context.Context) ([]Node, error) {
 	return m.nodes.list(m.clock.read(), m.clock.time), nil
 }
 
-// public returns the record as others see it, a copy.
-func (m *Memory) public(r *record, now int64) Record {
+// Time implements Registry.
+func (m *Memory) Time(ctx context.Context) (time.Time, error) {
+	return m.clock.time(m.clock.read()), ctx.Err()
+}
+
+// show returns the record as others see it, a copy.
+func (m *Memory) show(r *record, now int64) Record {
 	p := Record{
 		Device: r.device, Label: r.label, Generation: r.generation,
 		Until: m.clock.time(r.until), Seen: m.clock.time(r.seen),

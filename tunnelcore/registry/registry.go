@@ -87,6 +87,9 @@ var (
 	ErrLabelTaken = errors.New("registry: label is leased to another device")
 	// ErrLost: the holder does not hold the device any more.
 	ErrLost = errors.New("registry: held by a newer tunnel")
+	// ErrSchema: what is recorded is of another version, which this one does not
+	// know. The error names the cure; trying again does not help.
+	ErrSchema = errors.New("registry: of another version")
 	// ErrNodeLive: another live process uses this node id.
 	ErrNodeLive = errors.New("registry: node id is in use by another live process")
 	// ErrTooManyPorts: the device would have more than MaxPorts public ports, those
@@ -154,6 +157,13 @@ type Node struct {
 	At       time.Time // of its last heartbeat, on the registry's clock; Beat does not look at it
 }
 
+// PortLease is a leased public port, and where it leads: a port of a device.
+type PortLease struct {
+	Public uint16
+	Device string
+	Port   uint16
+}
+
 // NodeTTL is how long after its last heartbeat a node counts as live, and
 // NodeHeartbeat how often it writes one.
 const (
@@ -200,6 +210,15 @@ type Registry interface {
 	// A zero in want, or a first above last, is ErrInvalid. Repeated ports count once.
 	LeasePorts(ctx context.Context, h Holder, want []uint16, first, last uint16) (map[uint16]uint16, error)
 
+	// Ports returns the public ports that are leased, in no order, and now, the
+	// version of the list. Where that is still version, nothing has changed and the
+	// list is nil; it never is for version 0. Ports that rest are not in the list,
+	// those of devices that are offline are, as long as their lease runs.
+	//
+	// After a loss of data it fails until what is held has been written again: that
+	// ports are missing does not mean meanwhile that they are not leased.
+	Ports(ctx context.Context, version int64) (leases []PortLease, now int64, err error)
+
 	// Refresh sets the leases of live tunnels to end lease and a third from now,
 	// so that after a crash a full lease remains; lease is more than zero. It
 	// returns the holders that are lost, in their order.
@@ -239,7 +258,12 @@ type Registry interface {
 	// Nodes lists the live nodes in the order of ids.
 	Nodes(ctx context.Context) ([]Node, error)
 
+	// Time returns the present moment on the registry's clock, which is the same for
+	// all nodes whatever their own clocks say.
+	Time(ctx context.Context) (time.Time, error)
+
 	Credentials
+	Hinter
 
 	// Close frees what the registry holds; nothing may be called after it.
 	Close() error

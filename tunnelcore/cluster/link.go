@@ -3,12 +3,15 @@ package cluster
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
-	"net/http"
 	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
@@ -73,44 +76,120 @@ type Config struct {
 	Logger func() *slog.Logger
 }
 
-// Link is this node's end of the connections between the nodes of a cluster.
+// Link is this node's end of the connections between the nodes of a cluster: one
+// WebSocket per stream, used again and again (docs/cluster.md). All methods may be
+// called concurrently.
 type Link struct {
-	config Config
+	config  Config
+	dialer  net.Dialer
+	secrets atomic.Pointer[[]string] // in force
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // counts the sockets, and goroutines besides
+
+	unprovedCount atomic.Int64
+	refused       atomic.Int64 // when the last one was logged, in ns since 1970
+
+	mu       sync.Mutex // guards what follows, and some of each conn; held for no I/O
+	closed   bool
+	tended   bool // tend was started
+	inbound  int
+	unproved []*conn // that have proved nothing yet, the oldest first
+	pools    map[registry.NodeRef]*pool
 }
 
-// NewLink makes a link that lets nobody in, nor goes out, before SetSecrets.
-func NewLink(c Config) *Link { return &Link{config: c} }
-
-// SetSecrets says what proves a peer to be one: the first is used, all are accepted.
-// With none there is no link in either direction.
-func (l *Link) SetSecrets(secrets []string) {}
-
-// Serve answers a peer's request at Path.
-func (l *Link) Serve(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }
-
-// Dial opens a stream of a tunnel on the peer p.
-func (l *Link) Dial(ctx context.Context, p Peer, o Open) (*stream.Stream, error) {
-	return nil, ErrAway
+// NewLink makes a link that lets nobody in, nor goes out, before SetSecrets. It costs
+// nothing while it has no peers.
+func NewLink(c Config) *Link {
+	l := &Link{config: c, pools: make(map[registry.NodeRef]*pool)}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	l.secrets.Store(new([]string))
+	return l
 }
 
-// Pass returns a connection to p's ServeConn.
-func (l *Link) Pass(ctx context.Context, p Peer, a Agent) (net.Conn, error) { return nil, ErrAway }
-
-// Probe asks p whether the agent of a tunnel is alive.
-func (l *Link) Probe(ctx context.Context, p Peer, device, tunnel string) (alive bool, err error) {
-	return false, ErrAway
+// SetSecrets says what proves a node to be one of ours: two nodes need one in common,
+// and any of the first maxSecrets will do. Sockets that were opened with another one
+// serve no further request. With none there is no link in either direction.
+func (l *Link) SetSecrets(secrets []string) {
+	secrets = slices.Clone(secrets[:min(len(secrets), maxSecrets)])
+	l.secrets.Store(&secrets)
+	if len(secrets) > 0 {
+		return
+	}
+	l.mu.Lock()
+	all := l.allLocked()
+	l.mu.Unlock()
+	l.end(all)
 }
 
-// Replaced tells p that the tunnel of h has replaced one of p's.
-func (l *Link) Replaced(ctx context.Context, p Peer, h registry.Holder) error { return ErrAway }
+// inForce are the secrets; not to be changed.
+func (l *Link) inForce() []string { return *l.secrets.Load() }
 
-// Info asks p what it knows of a device.
-func (l *Link) Info(ctx context.Context, p Peer, device string) (json.RawMessage, error) {
-	return nil, ErrAway
+// shares reports whether a secret is in force.
+func (l *Link) shares(secret string) bool { return slices.Contains(l.inForce(), secret) }
+
+// Forget closes all sockets to and from a peer that is dead. What is asked of it later
+// is tried anew.
+func (l *Link) Forget(n registry.NodeRef) {
+	l.mu.Lock()
+	var all []*conn
+	if p := l.pools[n]; p != nil {
+		all = slices.Collect(maps.Keys(p.conns))
+	}
+	l.mu.Unlock()
+	l.end(all)
 }
 
-// Forget closes all sockets to and from a peer that is dead.
-func (l *Link) Forget(n registry.NodeRef) {}
+// Close closes everything, streams included, and waits until nothing of the link is
+// left. Whatever is asked of it later is ErrAway.
+func (l *Link) Close() {
+	l.mu.Lock()
+	l.closed = true
+	all := l.allLocked()
+	l.mu.Unlock()
+	l.cancel()
+	l.end(all)
+	l.wg.Wait()
+}
 
-// Close closes everything, and waits until nothing of the link is left.
-func (l *Link) Close() {}
+// Stats is what a link has at the moment.
+type Stats struct {
+	In, Out  int   // sockets of peers, and to them
+	Idle     int   // those of Out that wait for a stream
+	Unproved int64 // how often somebody had none of our secrets, so far
+}
+
+// Stats counts.
+func (l *Link) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Stats{Unproved: l.unprovedCount.Load()}
+	for _, p := range l.pools {
+		s.Idle += len(p.idle)
+		for c := range p.conns {
+			if c.inbound {
+				s.In++
+			} else {
+				s.Out++
+			}
+		}
+	}
+	return s
+}
+
+func (l *Link) log() *slog.Logger {
+	if l.config.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l.config.Logger()
+}
+
+// refuse logs what strangers and faulty peers do, once a second at most.
+func (l *Link) refuse(what, node, remote string, err error) {
+	now, last := time.Now().UnixNano(), l.refused.Load()
+	if now-last < int64(time.Second) || !l.refused.CompareAndSwap(last, now) {
+		return
+	}
+	l.log().Warn(what, "node", cutText(node, 64), "remote", remote, "reason", err)
+}

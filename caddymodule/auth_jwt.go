@@ -175,30 +175,12 @@ func (j *JWTAuth) checkPorts(claims map[string]json.RawMessage, c tunnelcore.Cre
 }
 
 var jwtSettings = []setting[*JWTAuth]{
-	{"jwks_url", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.JWKSURL, err = oneValue(d, "auth jwt: jwks_url", "a URL")
-		return err
-	}},
-	{"key_file", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.KeyFile, err = oneValue(d, "auth jwt: key_file", "a file")
-		return err
-	}},
-	{"audience", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.Audience, err = oneValue(d, "auth jwt: audience", "a name")
-		return err
-	}},
-	{"issuer", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.Issuer, err = oneValue(d, "auth jwt: issuer", "a name")
-		return err
-	}},
-	{"device_claim", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.DeviceClaim, err = oneValue(d, "auth jwt: device_claim", "the name of a claim")
-		return err
-	}},
-	{"ports_claim", func(j *JWTAuth, d *caddyfile.Dispenser) (err error) {
-		j.PortsClaim, err = oneValue(d, "auth jwt: ports_claim", "the name of a claim")
-		return err
-	}},
+	textSetting("auth jwt: jwks_url", func(j *JWTAuth) *string { return &j.JWKSURL }, "a URL"),
+	textSetting("auth jwt: key_file", func(j *JWTAuth) *string { return &j.KeyFile }, "a file"),
+	textSetting("auth jwt: audience", func(j *JWTAuth) *string { return &j.Audience }, "a name"),
+	textSetting("auth jwt: issuer", func(j *JWTAuth) *string { return &j.Issuer }, "a name"),
+	textSetting("auth jwt: device_claim", func(j *JWTAuth) *string { return &j.DeviceClaim }, "the name of a claim"),
+	textSetting("auth jwt: ports_claim", func(j *JWTAuth) *string { return &j.PortsClaim }, "the name of a claim"),
 }
 
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:

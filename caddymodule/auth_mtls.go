@@ -106,10 +106,7 @@ var mtlsSettings = []setting[*MTLSAuth]{
 		m.CA = append(m.CA, files...)
 		return err
 	}},
-	{"name", func(m *MTLSAuth, d *caddyfile.Dispenser) (err error) {
-		m.Name, err = wordValue(d, "auth mtls: name", "san", "cn")
-		return err
-	}},
+	wordSetting("auth mtls: name", func(m *MTLSAuth) *string { return &m.Name }, "san", "cn"),
 }
 
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:

@@ -4,14 +4,12 @@ import (
 	"encoding/json"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"github.com/dustin/go-humanize"
 )
 
 func init() {
@@ -39,32 +37,21 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 
 // settings of the global option, in the order in which errors list them.
 var appSettings = []setting[*App]{
-	{"domain", func(a *App, d *caddyfile.Dispenser) (err error) {
-		a.Domain, err = oneValue(d, "domain", "a domain name")
-		return err
-	}},
+	textSetting("domain", func(a *App) *string { return &a.Domain }, "a domain name"),
 	{"visitors", (*App).parseVisitors},
 	{"registry", (*App).parseRegistry},
 	{"auth", (*App).parseAuth},
-	{"lease", func(a *App, d *caddyfile.Dispenser) error { return durationValue(d, "lease", &a.Lease) }},
-	{"hostname", func(a *App, d *caddyfile.Dispenser) (err error) {
-		a.Hostname, err = wordValue(d, "hostname", "random", "device")
-		return err
-	}},
+	durationSetting("lease", func(a *App) *caddy.Duration { return &a.Lease }),
+	wordSetting("hostname", func(a *App) *string { return &a.Hostname }, "random", "device"),
 	{"tcp_ports", (*App).parseTCPPorts},
 	{"node", (*App).parseNode},
-	{"heartbeat", func(a *App, d *caddyfile.Dispenser) error { return durationValue(d, "heartbeat", &a.Heartbeat) }},
-	{"allow_plaintext", func(a *App, d *caddyfile.Dispenser) error {
-		a.AllowPlaintext = true
-		return noValue(d, "allow_plaintext")
-	}},
+	durationSetting("heartbeat", func(a *App) *caddy.Duration { return &a.Heartbeat }),
+	flagSetting("allow_plaintext", func(a *App) *bool { return &a.AllowPlaintext }),
 	{"wait", func(a *App, d *caddyfile.Dispenser) error {
 		a.Wait = new(caddy.Duration)
 		return durationValue(d, "wait", a.Wait)
 	}},
-	{"answer_timeout", func(a *App, d *caddyfile.Dispenser) error {
-		return durationValue(d, "answer_timeout", &a.AnswerTimeout)
-	}},
+	durationSetting("answer_timeout", func(a *App) *caddy.Duration { return &a.AnswerTimeout }),
 	{"limits", (*App).parseLimits},
 }
 
@@ -176,22 +163,10 @@ func parseModule(d *caddyfile.Dispenser, setting, namespace, inlineKey string) (
 }
 
 var tcpPortsSettings = []setting[*TCPPorts]{
-	{"bind", func(p *TCPPorts, d *caddyfile.Dispenser) (err error) {
-		p.Bind, err = someValues(d, "tcp_ports: bind", "addresses")
-		return err
-	}},
-	{"host", func(p *TCPPorts, d *caddyfile.Dispenser) (err error) {
-		p.Host, err = oneValue(d, "tcp_ports: host", "a hostname")
-		return err
-	}},
-	{"listen", func(p *TCPPorts, d *caddyfile.Dispenser) (err error) {
-		p.Listen, err = wordValue(d, "tcp_ports: listen", "all", "owner")
-		return err
-	}},
-	{"allow", func(p *TCPPorts, d *caddyfile.Dispenser) (err error) {
-		p.Allow, err = someValues(d, "tcp_ports: allow", "ranges of addresses")
-		return err
-	}},
+	textsSetting("tcp_ports: bind", func(p *TCPPorts) *[]string { return &p.Bind }, "addresses"),
+	textSetting("tcp_ports: host", func(p *TCPPorts) *string { return &p.Host }, "a hostname"),
+	wordSetting("tcp_ports: listen", func(p *TCPPorts) *string { return &p.Listen }, "all", "owner"),
+	textsSetting("tcp_ports: allow", func(p *TCPPorts) *[]string { return &p.Allow }, "ranges of addresses"),
 }
 
 func (a *App) parseTCPPorts(d *caddyfile.Dispenser) (err error) {
@@ -207,33 +182,19 @@ func (a *App) parseTCPPorts(d *caddyfile.Dispenser) (err error) {
 }
 
 var limitSettings = []setting[*Limits]{
-	{"tunnels", func(l *Limits, d *caddyfile.Dispenser) error {
-		return countValue(d, "limits: tunnels", &l.Tunnels)
-	}},
-	{"new_tunnels", func(l *Limits, d *caddyfile.Dispenser) error {
-		return countValue(d, "limits: new_tunnels", &l.NewTunnels)
-	}},
-	{"streams_per_device", func(l *Limits, d *caddyfile.Dispenser) error {
-		return countValue(d, "limits: streams_per_device", &l.StreamsPerDevice)
-	}},
-	{"streams_per_address", func(l *Limits, d *caddyfile.Dispenser) error {
-		return countValue(d, "limits: streams_per_address", &l.StreamsPerAddress)
-	}},
-	{"buffer_per_device", func(l *Limits, d *caddyfile.Dispenser) error {
-		return sizeValue(d, "limits: buffer_per_device", &l.BufferPerDevice)
-	}},
-	{"handshake_timeout", func(l *Limits, d *caddyfile.Dispenser) error {
-		return durationValue(d, "limits: handshake_timeout", &l.HandshakeTimeout)
-	}},
+	countSetting("limits: tunnels", func(l *Limits) *int { return &l.Tunnels }),
+	countSetting("limits: new_tunnels", func(l *Limits) *int { return &l.NewTunnels }),
+	countSetting("limits: streams_per_device", func(l *Limits) *int { return &l.StreamsPerDevice }),
+	countSetting("limits: streams_per_address", func(l *Limits) *int { return &l.StreamsPerAddress }),
+	sizeSetting("limits: buffer_per_device", func(l *Limits) *int64 { return &l.BufferPerDevice }),
+	durationSetting("limits: handshake_timeout", func(l *Limits) *caddy.Duration { return &l.HandshakeTimeout }),
 	{"header_bytes", func(l *Limits, d *caddyfile.Dispenser) error {
 		var n int64
 		err := sizeValue(d, "limits: header_bytes", &n)
 		l.HeaderBytes = int(n)
 		return err
 	}},
-	{"unauthenticated_per_address", func(l *Limits, d *caddyfile.Dispenser) error {
-		return countValue(d, "limits: unauthenticated_per_address", &l.UnauthenticatedPerAddress)
-	}},
+	countSetting("limits: unauthenticated_per_address", func(l *Limits) *int { return &l.UnauthenticatedPerAddress }),
 }
 
 func (a *App) parseLimits(d *caddyfile.Dispenser) error {
@@ -245,10 +206,7 @@ func (a *App) parseLimits(d *caddyfile.Dispenser) error {
 }
 
 var handlerSettings = []setting[*Handler]{
-	{"keep_headers", func(h *Handler, d *caddyfile.Dispenser) (err error) {
-		h.KeepHeaders, err = someValues(d, "keep_headers", "names of headers")
-		return err
-	}},
+	textsSetting("keep_headers", func(h *Handler) *[]string { return &h.KeepHeaders }, "names of headers"),
 }
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
@@ -272,129 +230,6 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		h.Mode = args[0]
 	}
 	return parseBlock(d, "iottunnel", h, handlerSettings)
-}
-
-// setting is a word in a block, and what reads its values into a T.
-type setting[T any] struct {
-	name  string
-	parse func(T, *caddyfile.Dispenser) error
-}
-
-// parseBlock reads a block of settings. None but those in repeatable may be given
-// twice. A block that is not there is an empty one.
-func parseBlock[T any](d *caddyfile.Dispenser, block string, to T, settings []setting[T], repeatable ...string) error {
-	given := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		name := d.Val()
-		i := slices.IndexFunc(settings, func(s setting[T]) bool { return s.name == name })
-		if i < 0 {
-			known := make([]string, len(settings))
-			for i, s := range settings {
-				known[i] = s.name
-			}
-			return d.Errf("%s: unknown setting %q: it takes %s", block, name, list(known))
-		}
-		if given[name] && !slices.Contains(repeatable, name) {
-			return repeated(d, block+": "+name)
-		}
-		given[name] = true
-		if err := settings[i].parse(to, d); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func repeated(d *caddyfile.Dispenser, setting string) error {
-	return d.Errf("%s: is given more than once", setting)
-}
-
-// list writes words for an error.
-func list(words []string) string {
-	switch n := len(words); n {
-	case 0:
-		return "none"
-	case 1:
-		return words[0]
-	default:
-		return strings.Join(words[:n-1], ", ") + " and " + words[n-1]
-	}
-}
-
-func oneValue(d *caddyfile.Dispenser, setting, what string) (string, error) {
-	args := d.RemainingArgs()
-	if len(args) != 1 || args[0] == "" {
-		return "", d.Errf("%s: takes %s, given %d values", setting, what, len(args))
-	}
-	return args[0], nil
-}
-
-func someValues(d *caddyfile.Dispenser, setting, what string) ([]string, error) {
-	args := d.RemainingArgs()
-	if len(args) == 0 {
-		return nil, d.Errf("%s: takes %s, given none", setting, what)
-	}
-	return args, nil
-}
-
-func noValue(d *caddyfile.Dispenser, setting string) error {
-	if d.NextArg() {
-		return d.Errf("%s: takes no value, given %q", setting, d.Val())
-	}
-	return nil
-}
-
-func wordValue(d *caddyfile.Dispenser, setting string, words ...string) (string, error) {
-	value, err := oneValue(d, setting, strings.Join(words, " or "))
-	if err != nil {
-		return "", err
-	}
-	if !slices.Contains(words, value) {
-		return "", d.Errf("%s: %q is not %s", setting, value, strings.Join(words, " or "))
-	}
-	return value, nil
-}
-
-func durationValue(d *caddyfile.Dispenser, setting string, to *caddy.Duration) error {
-	value, err := oneValue(d, setting, "a duration such as 30s")
-	if err != nil {
-		return err
-	}
-	duration, err := caddy.ParseDuration(value)
-	if err != nil || duration < 0 {
-		return d.Errf("%s: %q is not a duration such as 500ms, 30s, 12h or 30d", setting, value)
-	}
-	if duration == 0 && setting != "wait" {
-		return d.Errf("%s: %q: must be more than zero", setting, value)
-	}
-	*to = caddy.Duration(duration)
-	return nil
-}
-
-func countValue(d *caddyfile.Dispenser, setting string, to *int) error {
-	value, err := oneValue(d, setting, "a number")
-	if err != nil {
-		return err
-	}
-	n, err := strconv.ParseInt(value, 10, 32)
-	if err != nil || n < 1 {
-		return d.Errf("%s: %q is not a number from 1 on", setting, value)
-	}
-	*to = int(n)
-	return nil
-}
-
-func sizeValue(d *caddyfile.Dispenser, setting string, to *int64) error {
-	value, err := oneValue(d, setting, "a size such as 2MiB")
-	if err != nil {
-		return err
-	}
-	n, err := humanize.ParseBytes(value)
-	if err != nil || n < 1 || n > 1<<40 {
-		return d.Errf("%s: %q is not a size such as 512KiB or 2MiB, up to 1TiB", setting, value)
-	}
-	*to = int64(n)
-	return nil
 }
 
 // Interface guards

@@ -57,26 +57,11 @@ const minSecret = 16
 const maxNodeID = 64
 
 var nodeSettings = []setting[*Node]{
-	{"id", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.ID, err = oneValue(d, "node: id", "a name")
-		return err
-	}},
-	{"url", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.URL, err = oneValue(d, "node: url", "a URL such as https://edge-1.example.com")
-		return err
-	}},
-	{"internal", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Internal, err = oneValue(d, "node: internal", "an address and a port such as 10.0.0.1:8080")
-		return err
-	}},
-	{"routers", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Routers, err = someValues(d, "node: routers", "addresses or prefixes such as 10.0.0.0/28")
-		return err
-	}},
-	{"secret", func(n *Node, d *caddyfile.Dispenser) (err error) {
-		n.Secrets, err = someValues(d, "node: secret", "one secret, or two while it is changed")
-		return err
-	}},
+	textSetting("node: id", func(n *Node) *string { return &n.ID }, "a name"),
+	textSetting("node: url", func(n *Node) *string { return &n.URL }, "a URL such as https://edge-1.example.com"),
+	textSetting("node: internal", func(n *Node) *string { return &n.Internal }, "an address and a port such as 10.0.0.1:8080"),
+	textsSetting("node: routers", func(n *Node) *[]string { return &n.Routers }, "addresses or prefixes such as 10.0.0.0/28"),
+	textsSetting("node: secret", func(n *Node) *[]string { return &n.Secrets }, "one secret, or two while it is changed"),
 }
 
 func (a *App) parseNode(d *caddyfile.Dispenser) error {

@@ -202,35 +202,15 @@ func (r *RedisRegistry) Open(logger *slog.Logger) (registry.Registry, error) {
 
 var redisSettings = []setting[*RedisRegistry]{
 	{"sentinel", (*RedisRegistry).parseSentinel},
-	{"cluster", func(r *RedisRegistry, d *caddyfile.Dispenser) (err error) {
-		r.Cluster, err = someValues(d, "registry redis: cluster", "addresses such as 10.0.0.1:6379")
-		return err
-	}},
-	{"key_prefix", func(r *RedisRegistry, d *caddyfile.Dispenser) (err error) {
-		r.KeyPrefix, err = oneValue(d, "registry redis: key_prefix", "a prefix such as iottunnel:")
-		return err
-	}},
-	{"username", func(r *RedisRegistry, d *caddyfile.Dispenser) (err error) {
-		r.Username, err = oneValue(d, "registry redis: username", "a name")
-		return err
-	}},
-	{"password", func(r *RedisRegistry, d *caddyfile.Dispenser) (err error) {
-		r.Password, err = oneValue(d, "registry redis: password", "a secret such as {env.REDIS_PASSWORD}")
-		return err
-	}},
-	{"database", func(r *RedisRegistry, d *caddyfile.Dispenser) error {
-		return countValue(d, "registry redis: database", &r.Database)
-	}},
+	textsSetting("registry redis: cluster", func(r *RedisRegistry) *[]string { return &r.Cluster }, "addresses such as 10.0.0.1:6379"),
+	textSetting("registry redis: key_prefix", func(r *RedisRegistry) *string { return &r.KeyPrefix }, "a prefix such as iottunnel:"),
+	textSetting("registry redis: username", func(r *RedisRegistry) *string { return &r.Username }, "a name"),
+	textSetting("registry redis: password", func(r *RedisRegistry) *string { return &r.Password }, "a secret such as {env.REDIS_PASSWORD}"),
+	countSetting("registry redis: database", func(r *RedisRegistry) *int { return &r.Database }),
 	{"tls", (*RedisRegistry).parseTLS},
-	{"dial_timeout", func(r *RedisRegistry, d *caddyfile.Dispenser) error {
-		return durationValue(d, "registry redis: dial_timeout", &r.DialTimeout)
-	}},
-	{"timeout", func(r *RedisRegistry, d *caddyfile.Dispenser) error {
-		return durationValue(d, "registry redis: timeout", &r.Timeout)
-	}},
-	{"pool_size", func(r *RedisRegistry, d *caddyfile.Dispenser) error {
-		return countValue(d, "registry redis: pool_size", &r.PoolSize)
-	}},
+	durationSetting("registry redis: dial_timeout", func(r *RedisRegistry) *caddy.Duration { return &r.DialTimeout }),
+	durationSetting("registry redis: timeout", func(r *RedisRegistry) *caddy.Duration { return &r.Timeout }),
+	countSetting("registry redis: pool_size", func(r *RedisRegistry) *int { return &r.PoolSize }),
 }
 
 // UnmarshalCaddyfile sets up the registry from Caddyfile tokens. Syntax:
@@ -271,14 +251,8 @@ func (r *RedisRegistry) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 var sentinelSettings = []setting[*RedisSentinel]{
-	{"username", func(s *RedisSentinel, d *caddyfile.Dispenser) (err error) {
-		s.Username, err = oneValue(d, "sentinel: username", "a name")
-		return err
-	}},
-	{"password", func(s *RedisSentinel, d *caddyfile.Dispenser) (err error) {
-		s.Password, err = oneValue(d, "sentinel: password", "a secret")
-		return err
-	}},
+	textSetting("sentinel: username", func(s *RedisSentinel) *string { return &s.Username }, "a name"),
+	textSetting("sentinel: password", func(s *RedisSentinel) *string { return &s.Password }, "a secret"),
 }
 
 func (r *RedisRegistry) parseSentinel(d *caddyfile.Dispenser) error {
@@ -291,26 +265,11 @@ func (r *RedisRegistry) parseSentinel(d *caddyfile.Dispenser) error {
 }
 
 var redisTLSSettings = []setting[*RedisTLS]{
-	{"ca", func(t *RedisTLS, d *caddyfile.Dispenser) (err error) {
-		t.CA, err = oneValue(d, "tls: ca", "a file")
-		return err
-	}},
-	{"cert", func(t *RedisTLS, d *caddyfile.Dispenser) (err error) {
-		t.Cert, err = oneValue(d, "tls: cert", "a file")
-		return err
-	}},
-	{"key", func(t *RedisTLS, d *caddyfile.Dispenser) (err error) {
-		t.Key, err = oneValue(d, "tls: key", "a file")
-		return err
-	}},
-	{"server_name", func(t *RedisTLS, d *caddyfile.Dispenser) (err error) {
-		t.ServerName, err = oneValue(d, "tls: server_name", "a name")
-		return err
-	}},
-	{"insecure_skip_verify", func(t *RedisTLS, d *caddyfile.Dispenser) error {
-		t.InsecureSkipVerify = true
-		return noValue(d, "tls: insecure_skip_verify")
-	}},
+	textSetting("tls: ca", func(t *RedisTLS) *string { return &t.CA }, "a file"),
+	textSetting("tls: cert", func(t *RedisTLS) *string { return &t.Cert }, "a file"),
+	textSetting("tls: key", func(t *RedisTLS) *string { return &t.Key }, "a file"),
+	textSetting("tls: server_name", func(t *RedisTLS) *string { return &t.ServerName }, "a name"),
+	flagSetting("tls: insecure_skip_verify", func(t *RedisTLS) *bool { return &t.InsecureSkipVerify }),
 }
 
 func (r *RedisRegistry) parseTLS(d *caddyfile.Dispenser) error {

@@ -67,6 +67,10 @@ func (m *MemoryRegistry) Open(logger *slog.Logger) (registry.Registry, error) {
 	return registry.OpenMemory(registry.MemoryOptions{Path: m.Path, Logger: logger})
 }
 
+var memorySettings = []setting[*MemoryRegistry]{
+	textSetting("registry memory: path", func(m *MemoryRegistry) *string { return &m.Path }, "a file"),
+}
+
 // UnmarshalCaddyfile sets up the registry from Caddyfile tokens. Syntax:
 //
 //	registry memory {
@@ -77,22 +81,7 @@ func (m *MemoryRegistry) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("registry memory: takes no value, given %q; its file is set in a block: registry memory { path FILE }", d.Val())
 	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch name := d.Val(); name {
-		case "path":
-			if m.Path != "" {
-				return repeated(d, "registry memory: path")
-			}
-			value, err := oneValue(d, "registry memory: path", "a file")
-			if err != nil {
-				return err
-			}
-			m.Path = value
-		default:
-			return d.Errf("registry memory: unknown setting %q: it takes path", name)
-		}
-	}
-	return nil
+	return parseBlock(d, "registry memory", m, memorySettings)
 }
 
 // Interface guards

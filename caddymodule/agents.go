@@ -13,6 +13,11 @@ func serveAgent(w http.ResponseWriter, r *http.Request, e *edge, a tunnelcore.Ar
 	handOver(w, r, func(w http.ResponseWriter) { e.hub.ServeAgent(w, r, a) })
 }
 
+// servePeer does so with another node's.
+func servePeer(w http.ResponseWriter, r *http.Request, e *edge) {
+	handOver(w, r, func(w http.ResponseWriter) { e.hub.ServePeer(w, r) })
+}
+
 // handOver calls serve, which may take the connection.
 func handOver(w http.ResponseWriter, r *http.Request, serve func(w http.ResponseWriter)) {
 	aw := &agentWriter{ResponseWriter: w}

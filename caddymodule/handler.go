@@ -47,8 +47,8 @@ const (
 // are set as `reverse_proxy` sets them. The Authorization that a handler such as
 // `basic_auth` has used stays here. The same names in trailers never pass. Of
 // protocols that a visitor asks to switch to, WebSocket alone passes. Of what
-// devices send, cookies for any other
-// hostname than their own are dropped.
+// devices send, cookies for any other hostname than their own are dropped, and
+// headers that servers in front act on (X-Accel-*, X-Sendfile).
 //
 // Visitors are told apart by their address (`limits`). Behind another proxy
 // configure `trusted_proxies`, and `trusted_proxies_unix` where it comes through a
@@ -188,6 +188,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 // through a router is not kept waiting for a device that is connected nowhere: the
 // router is told, and knows whether to wait.
 func (h *Handler) serveTarget(w http.ResponseWriter, r *http.Request, e *edge, routed bool) error {
+	streamBody(w, r) // a refusal, too, does not wait for the rest of the body
 	if refusal := checkTarget(r); refusal != nil {
 		return respond(w, r, refusal)
 	}

@@ -23,6 +23,18 @@ func ours(name string) bool {
 	return len(name) >= len(ourPrefix) && strings.EqualFold(name[:len(ourPrefix)], ourPrefix)
 }
 
+// steers reports whether a header of an answer, or a trailer as net/http marks it,
+// has a name that servers in front act on: nginx serves another of its locations for
+// X-Accel-Redirect, and some serve any file for X-Sendfile.
+func steers(name string) bool {
+	if name == "" || name[0] != 'X' && name[0] != 'x' && name[0] != http.TrailerPrefix[0] {
+		return false // quickly
+	}
+	name = strings.TrimPrefix(name, http.TrailerPrefix)
+	const accel = "X-Accel-"
+	return len(name) >= len(accel) && strings.EqualFold(name[:len(accel)], accel) || strings.EqualFold(name, "X-Sendfile")
+}
+
 // speaksFor lists the headers by which proxies and authenticators tell a service
 // who the visitor is. X-Forwarded-* are beside it.
 var speaksFor = map[string]bool{
@@ -188,7 +200,7 @@ func usedHere(values []string, repl *caddy.Replacer) bool {
 // device must not tell its visitor.
 func (v *visit) cleanResponse(h http.Header) {
 	for name := range h {
-		if ours(name) {
+		if ours(name) || steers(name) {
 			delete(h, name)
 		}
 	}

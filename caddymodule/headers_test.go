@@ -133,6 +133,12 @@ func TestCleanResponse(t *testing.T) {
 		"Content-Type":    {"text/html"},
 		"Iottunnel-Error": {"device_offline"},
 		"Iottunnel-X":     {"y"},
+		// nginx and others in front act on these.
+		"X-Accel-Redirect":   {"/internal/"},
+		"X-Accel-Expires":    {"1"},
+		"x-accel-limit-rate": {"1"},
+		"X-Sendfile":         {"/etc/passwd"},
+		"X-Accelerated":      {"1"},
 		"Set-Cookie": {
 			"own=1",
 			"self=1; Path=/; Domain=abc.devices.example.net",
@@ -140,7 +146,7 @@ func TestCleanResponse(t *testing.T) {
 		},
 	}
 	v.cleanResponse(h)
-	if got := slices.Sorted(maps.Keys(h)); !slices.Equal(got, []string{"Content-Type", "Set-Cookie"}) {
+	if got := slices.Sorted(maps.Keys(h)); !slices.Equal(got, []string{"Content-Type", "Set-Cookie", "X-Accelerated"}) {
 		t.Errorf("left: %v", got)
 	}
 	if got := h["Set-Cookie"]; len(got) != 2 {
@@ -150,7 +156,7 @@ func TestCleanResponse(t *testing.T) {
 	if v.cleanResponse(h); len(h) != 0 {
 		t.Errorf("left: %v", h)
 	}
-	trailers := http.Header{"X-Sum": {"1"}, "Iottunnel-Error": {"x"}, "Trailer:Iottunnel-Error": {"x"}, "Trailer:Set-Cookie": {"a=1; Domain=devices.example.net"}, "Trailer:X-Late": {"1"}}
+	trailers := http.Header{"X-Sum": {"1"}, "Iottunnel-Error": {"x"}, "Trailer:Iottunnel-Error": {"x"}, "Trailer:Set-Cookie": {"a=1; Domain=devices.example.net"}, "Trailer:X-Late": {"1"}, "X-Accel-Redirect": {"/"}, "Trailer:X-Sendfile": {"/"}}
 	v.cleanResponse(trailers)
 	if got := slices.Sorted(maps.Keys(trailers)); !slices.Equal(got, []string{"Trailer:X-Late", "X-Sum"}) {
 		t.Errorf("trailers left: %v", got)

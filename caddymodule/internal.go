@@ -10,6 +10,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -22,7 +23,12 @@ const ownerHeader = ourPrefix + "Owner"
 // from. A hostname of a device is a visitor's, whatever the path: visitors write
 // it.
 func (h *Handler) serveInternal(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, e *edge) error {
+	streamBody(w, r) // nobody is refused only after the rest of the body has come
 	visitor := directlyUnder(r.Host, h.app.Domain)
+	if !visitor && r.URL.Path == cluster.Path {
+		servePeer(w, r, e)
+		return nil
+	}
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !h.app.node.isRouter(peer.Addr().Unmap()) {
 		refuseStranger(w, r)
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -70,7 +71,6 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 	}
 	defer leave()
 	defer relaxReads(r)()
-	streamBody(w, r)
 	r = v.guardConnection(r)
 	v.deviceWriter = deviceWriter{ResponseWriter: w, visit: v, request: r}
 	defer v.finish()
@@ -152,8 +152,8 @@ func (w *deviceWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // roundTripper sends requests through the tunnel that their visit names.
 type roundTripper struct{}
 
-// RoundTrip sends r to the device. Every error is an *answers.Error, or says that
-// the visitor has left (context.Canceled).
+// RoundTrip sends r to the device. Every error is an *answers.Error, a handler's in
+// front, or says that the visitor has left (context.Canceled).
 func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	v := caddyhttp.GetVar(r.Context(), visitVar).(*visit)
 	v.cleanRequest(r)
@@ -171,10 +171,8 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 		Timeout: time.Duration(v.edge.conns.answerTimeout.Load()),
 	})
 	switch {
-	case err != nil && (errors.As(err, new(*roundtrip.BodyError)) || r.Context().Err() != nil):
-		return nil, fmt.Errorf("visitor has left: %w (%w)", context.Canceled, err)
 	case err != nil:
-		return nil, answerFor(err)
+		return nil, faultOf(r, err)
 	case res.StatusCode < 101 || res.StatusCode > 999, res.StatusCode == http.StatusSwitchingProtocols && r.Header.Get("Upgrade") == "":
 		res.Body.Close()
 		return nil, answerFor(fmt.Errorf("status %d", res.StatusCode))
@@ -182,6 +180,26 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	v.cleanResponse(res.Header)
 	v.cleanResponse(res.Trailer)
 	return res, nil
+}
+
+// faultOf says whose fault it is that the transport has failed.
+func faultOf(r *http.Request, err error) error {
+	var body *roundtrip.BodyError
+	switch {
+	case r.Context().Err() == nil && !errors.As(err, &body):
+		return answerFor(err)
+	case r.Context().Err() == nil && errors.As(body.Err, new(caddyhttp.HandlerError)):
+		return err // a handler in front does not let the body pass
+	case r.Context().Err() == nil && r.ProtoMajor == 1 && r.ContentLength < 0 && !isBroken(body.Err):
+		return &answers.Error{Code: wire.BadRequest, Message: "the request has a body that is not valid HTTP", Cause: err}
+	}
+	return fmt.Errorf("visitor has left: %w (%w)", context.Canceled, err)
+}
+
+// isBroken reports whether reading a body over HTTP/1 has failed by what carries it:
+// else it is what it holds, chunks that are none.
+func isBroken(err error) bool {
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, http.ErrBodyReadAfterClose) || errors.As(err, new(net.Error))
 }
 
 // repeatable reports whether a request may be sent again without asking: only then

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -65,8 +64,8 @@ type Config struct {
 	// elsewhere than on loopback.
 	AllowPlaintext bool
 	// Proxy returns the proxy for a server's URL (scheme http or https), nil for
-	// none. The default is http.ProxyFromEnvironment's: HTTPS_PROXY, HTTP_PROXY
-	// and NO_PROXY. Proxies are http:// or https://, and are asked to CONNECT;
+	// none. The default reads the environment as http.ProxyFromEnvironment does:
+	// HTTPS_PROXY, HTTP_PROXY and NO_PROXY. Proxies are http:// or https://, and are asked to CONNECT;
 	// user and password in their URL are sent as Basic authentication.
 	Proxy func(*url.URL) (*url.URL, error)
 	// RedirectTo are domains to which, hosts below them included, an edge may send
@@ -199,7 +198,7 @@ func (c Config) withDefaults() (Config, error) {
 	setDefault(&c.Streams, wire.DefaultStreams)
 	setDefault(&c.Grace, defaultGrace)
 	if c.Proxy == nil {
-		c.Proxy = proxyOfEnvironment(http.ProxyFromEnvironment)
+		c.Proxy = readEnvironment(os.Getenv).proxy
 		warnOfProxies(c.Logger, os.Getenv)
 	}
 	return c, c.check()

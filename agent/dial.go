@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"time"
@@ -203,9 +202,9 @@ func hostPort(u *url.URL) string {
 // is not 101 is in the error as a *RefusedError.
 func upgrade(ctx context.Context, conn net.Conn, u *url.URL, bearer string, buffer int) (*socket.Socket, error) {
 	return hop(ctx, "handshake", handshakeTimeout, func(ctx context.Context) (*socket.Socket, error) {
-		header := http.Header{"User-Agent": {"iottunnel-agent"}}
+		header := map[string][]string{"User-Agent": {"iottunnel-agent"}}
 		if bearer != "" {
-			header.Set("Authorization", "Bearer "+bearer)
+			header["Authorization"] = []string{"Bearer " + bearer}
 		}
 		s, err := socket.Dial(ctx, conn, u, header, wire.Subprotocol, buffer)
 		var answer *socket.StatusError

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -110,7 +109,7 @@ func (v *visit) provide(c *stream.Stream) {
 			return
 		case ctx.Err() != nil:
 			return
-		case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+		case errors.As(err, &refused) && refused.Status == statusNotFound:
 			if wait(ctx, overTime) {
 				v.debug(v.open, "the edge does not know the stream any more")
 				c.Abort()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -160,7 +161,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		poke(e.answered, struct{}{})
 		return
 	}
-	s, err := socket.Accept(w, r, wire.Subprotocol, socket.LargeBuffer)
+	s, err := accept.Upgrade(w, r, wire.Subprotocol, socket.LargeBuffer, nil)
 	if err != nil {
 		if control { // an agent may leave while it dials a transfer socket
 			e.tb.Errorf("edge: %v", err)

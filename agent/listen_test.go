@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 )
 
 // serve serves h for visitors of port 80, and returns an edge with its tunnel.
@@ -101,7 +102,7 @@ func TestListenServesEvents(t *testing.T) {
 
 func TestListenServesWebSockets(t *testing.T) {
 	e, tunnel := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := socket.Accept(w, r, "echo", socket.SmallBuffer)
+		s, err := accept.Upgrade(w, r, "echo", socket.SmallBuffer, nil)
 		if err != nil {
 			t.Error(err)
 			return

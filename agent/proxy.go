@@ -9,31 +9,17 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-)
 
-// maxProxyAnswer bounds the header of a proxy's answer, in bytes.
-const maxProxyAnswer = 16 << 10
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+)
 
 // errNoProxy does not repeat the URL: a password may stand anywhere in what is
 // malformed.
 var errNoProxy = errors.New("its URL is not http://HOST:PORT or https://HOST:PORT")
-
-// proxyOfEnvironment is Config.Proxy made of http.ProxyFromEnvironment, without
-// what that repeats of the environment.
-func proxyOfEnvironment(ask func(*http.Request) (*url.URL, error)) func(*url.URL) (*url.URL, error) {
-	return func(u *url.URL) (*url.URL, error) {
-		proxy, err := ask(&http.Request{URL: u})
-		if err != nil {
-			return nil, fmt.Errorf("%s_PROXY in the environment cannot be used: give http://[USER:PASSWORD@]HOST:PORT or https://…", strings.ToUpper(u.Scheme))
-		}
-		return proxy, nil
-	}
-}
 
 // warnOfProxies tells which variables of the environment are ignored because they
 // make no sense: the attempts then fail for no visible reason.
@@ -90,24 +76,23 @@ func connectTo(conn net.Conn, proxy *url.URL, addr string) error {
 	if _, err := io.WriteString(conn, b.String()); err != nil {
 		return err
 	}
-	br := bufio.NewReaderSize(io.LimitReader(conn, maxProxyAnswer), 512)
-	answer, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
+	br := bufio.NewReaderSize(conn, 512)
+	answer, err := socket.ReadAnswer(br)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errors.New("closed without an answer")
+	}
 	if err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = errors.New("closed without an answer, or with one that is too long")
-		}
 		return err
 	}
-	answer.Body.Close()
 	switch {
-	case answer.StatusCode == http.StatusProxyAuthRequired:
-		how := strings.Join(answer.Header.Values("Proxy-Authenticate"), ", ")
+	case answer.Status == 407:
+		how := strings.Join(answer.Header["Proxy-Authenticate"], ", ")
 		if proxy.User == nil {
 			return fmt.Errorf("answered 407: the proxy's URL needs user:password@ (it asks for %s)", printable(how, 80))
 		}
 		return fmt.Errorf("answered 407: user and password are not accepted (it asks for %s; only Basic is spoken)", printable(how, 80))
-	case answer.StatusCode/100 != 2:
-		return fmt.Errorf("answered %s", printable(answer.Status, 80))
+	case answer.Status/100 != 2:
+		return fmt.Errorf("answered %d %s", answer.Status, printable(answer.Reason, 80))
 	case br.Buffered() > 0:
 		// Neither TLS nor HTTP lets the server speak first.
 		return errors.New("answered with more than a header")

@@ -8,8 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/net/publicsuffix"
-
+	"github.com/iottunnel/iottunnel/agent/internal/suffix"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -82,7 +81,7 @@ func parentDomain(host string) string {
 		return ""
 	}
 	_, parent, _ := strings.Cut(host, ".")
-	if suffix, _ := publicsuffix.PublicSuffix(parent); parent == suffix {
+	if suffix.Public(parent) {
 		return ""
 	}
 	return parent

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -49,24 +48,36 @@ func (b *backoff) next() time.Duration {
 // slow is the pause when only a person can help.
 func slow() time.Duration { return minSlow + rand.N(maxSlow-minSlow) }
 
+// Statuses of HTTP with a meaning here (RFC 9110 §15, RFC 6585).
+const (
+	statusFound       = 302
+	statusNotFound    = 404
+	statusTooMany     = 429
+	statusUnavailable = 503
+)
+
 // RefusedError is an edge's answer, other than a tunnel, to an attempt.
 type RefusedError struct {
 	Status  int    // of HTTP
 	Code    string // such as unauthorized; empty when no edge answered
 	Message string // of the edge, for people
 
+	said       string        // beside the status
 	retryAfter time.Duration // only of 429 and 503; zero when none was named
 	location   string
 }
 
 func (e *RefusedError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "answered %d ", e.Status)
+	fmt.Fprintf(&b, "answered %d", e.Status)
 	if e.Code == "" {
-		fmt.Fprintf(&b, "%s, not by an iottunnel edge", http.StatusText(e.Status))
+		if e.said != "" {
+			b.WriteString(" " + e.said)
+		}
+		b.WriteString(", not by an iottunnel edge")
 		return b.String()
 	}
-	b.WriteString(e.Code)
+	b.WriteString(" " + e.Code)
 	if e.Message != "" {
 		fmt.Fprintf(&b, ": %s", e.Message)
 	}
@@ -79,7 +90,7 @@ func (e *RefusedError) Error() string {
 // redirect reports whether the answer sends the agent elsewhere.
 func (e *RefusedError) redirect() bool {
 	switch e.Status {
-	case http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	case 301, statusFound, 307, 308:
 		return true
 	}
 	return false
@@ -88,17 +99,17 @@ func (e *RefusedError) redirect() bool {
 // Final reports whether trying again is unlikely to help: the edge found fault
 // with what the agent says or is. The agent tries again nevertheless, slowly.
 func (e *RefusedError) Final() bool {
-	return e.Status >= 400 && e.Status < 500 && e.Status != http.StatusTooManyRequests && e.Status != http.StatusRequestTimeout
+	return e.Status >= 400 && e.Status < 500 && e.Status != statusTooMany && e.Status != 408 // a timeout
 }
 
 // newRefused reads an answer that was not 101.
 func newRefused(answer *socket.StatusError) *RefusedError {
-	e := &RefusedError{Status: answer.Status, location: answer.Header.Get("Location")}
+	e := &RefusedError{Status: answer.Status, said: printable(answer.Reason, 80), location: answer.Header.Get("Location")}
 	var body wire.ErrorBody
 	if json.Unmarshal(answer.Body, &body) == nil {
 		e.Code, e.Message = printable(string(body.Error), 40), printable(body.Message, 300)
 	}
-	if e.Status != http.StatusTooManyRequests && e.Status != http.StatusServiceUnavailable {
+	if e.Status != statusTooMany && e.Status != statusUnavailable {
 		return e
 	}
 	// Seconds only: a date is worth what the device's clock is.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"strconv"
@@ -98,7 +97,7 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward, done func()) {
 	var refused *RefusedError
 	switch {
 	case err == nil:
-	case errors.As(err, &refused) && refused.Status == http.StatusNotFound:
+	case errors.As(err, &refused) && refused.Status == statusNotFound:
 		// The visitor has left, or has waited too long.
 		s.debug(o, "no transfer socket", "error", err)
 		done()

@@ -13,6 +13,7 @@ import (
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -320,7 +321,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 }
 
 func upgrade(w http.ResponseWriter, r *http.Request, buffer int) (*socket.Socket, error) {
-	sock, err := socket.Accept(w, r, wire.Subprotocol, buffer)
+	sock, err := accept.Upgrade(w, r, wire.Subprotocol, buffer, nil)
 	var refused *socket.StatusError
 	switch {
 	case errors.As(err, &refused):

@@ -159,7 +159,7 @@ func (e *edge) refusal(path, bearer string) (int, wire.ErrorBody, http.Header) {
 	if err := json.Unmarshal(refused.Body, &body); err != nil {
 		e.t.Fatalf("body %q: %v", refused.Body, err)
 	}
-	return refused.Status, body, refused.Header
+	return refused.Status, body, http.Header(refused.Header)
 }
 
 func hello(device string) wire.Hello {

@@ -14,6 +14,8 @@ var unlinked = []struct{ root, why string }{
 	{"go.etcd.io/bbolt", "the registry on disk is the edge's"},
 	{"github.com/prometheus", "the agent writes its few metrics by hand; the client library costs megabytes"},
 	{"google.golang.org", "protobuf and gRPC come with somebody else's needs, and cost megabytes"},
+	{"net/http", "a megabyte, for a handshake of ten lines: package socket and others speak the little that is needed"},
+	{"golang.org/x/net", "its packages bring net/http and the tables of Unicode"},
 	{"testing", "test helpers belong into _test.go files: testing registers flags"},
 	{module + "/caddymodule", "the Caddy module is the edge's host, not the device's"},
 	{module + "/tunnelcore/registry", "leases are the edge's business"},
@@ -58,8 +60,8 @@ var gates = []struct {
 	why   string
 }{
 	{
-		root: "github.com/gorilla", at: []string{"tunnelcore/socket"}, tests: false,
-		why: "gorilla does the handshake and package socket the frames; a second importer would bring another idea of limits, deadlines and buffers",
+		root: "github.com/gorilla", at: []string{"tunnelcore/socket/accept"}, tests: false,
+		why: "gorilla does the server's handshake and package socket all else; a second importer would bring another idea of limits, deadlines and buffers",
 	},
 	{
 		root: "github.com/redis", at: []string{"tunnelcore/redisregistry"}, tests: false,
@@ -83,7 +85,7 @@ func TestOneImporterEach(t *testing.T) {
 	report(t, strayImports(own(t)))
 
 	mustFind(t, 3, strayImports([]pkg{
-		{ImportPath: module + "/tunnelcore/socket", Imports: []string{"github.com/gorilla/websocket"}},
+		{ImportPath: module + "/tunnelcore/socket/accept", Imports: []string{"github.com/gorilla/websocket"}},
 		{ImportPath: module + "/tunnelcore/stream", Imports: []string{"github.com/gorilla/websocket"}},
 		{ImportPath: module + "/agent", TestImports: []string{"github.com/gorilla/websocket"}},
 		{ImportPath: module + "/agent", TestImports: []string{"github.com/caddyserver/caddy/v2"}},
@@ -127,22 +129,24 @@ var arrows = map[string][]string{
 	"tunnelcore/registry/":      {"tunnelcore/names", "tunnelcore/registry/", "tunnelcore/wire"},
 	"tunnelcore/redisregistry/": {"tunnelcore/names", "tunnelcore/redisregistry/", "tunnelcore/registry/", "tunnelcore/wire"},
 	"tunnelcore/socket":         {"tunnelcore/wire"},
+	"tunnelcore/socket/accept":  {"tunnelcore/socket"},
 	"tunnelcore/stream":         {"tunnelcore/socket", "tunnelcore/wire"},
-	"tunnelcore/cluster":        {"tunnelcore/answers", "tunnelcore/names", "tunnelcore/registry", "tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire"},
+	"tunnelcore/cluster":        {"tunnelcore/answers", "tunnelcore/names", "tunnelcore/registry", "tunnelcore/socket", "tunnelcore/socket/accept", "tunnelcore/stream", "tunnelcore/wire"},
 	"tunnelcore": {
 		"tunnelcore/answers", "tunnelcore/cluster", "tunnelcore/names", "tunnelcore/registry",
-		"tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire",
+		"tunnelcore/socket", "tunnelcore/socket/accept", "tunnelcore/stream", "tunnelcore/wire",
 	},
-	"agent":                       {"agent/internal/hosthead", "tunnelcore/names", "tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire"},
+	"agent":                       {"agent/internal/hosthead", "agent/internal/suffix", "tunnelcore/names", "tunnelcore/socket", "tunnelcore/stream", "tunnelcore/wire"},
 	"agent/internal/deviceid":     {},
 	"agent/internal/hosthead":     {},
 	"agent/internal/monitor":      {"agent"},
 	"agent/internal/check":        {"agent", "tunnelcore/wire"},
 	"agent/internal/service":      {},
+	"agent/internal/suffix":       {},
 	"agent/cmd/iottunnel-agent":   {"agent", "agent/internal/", "tunnelcore/names", "tunnelcore/wire"},
 	"caddymodule/":                {"caddymodule/", "tunnelcore/"},
 	"examples/thermometer":        {"agent", "examples/thermometer/device"},
-	"examples/thermometer/device": {"tunnelcore/socket"}, // a WebSocket of its own, to visitors
+	"examples/thermometer/device": {"tunnelcore/socket", "tunnelcore/socket/accept"}, // a WebSocket of its own, to visitors
 	"internal/demo":               {},
 	"internal/fences":             {},
 	"internal/leak":               {},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 )
 
@@ -171,7 +172,7 @@ func sockets(t testing.TB) (client, server *socket.Socket) {
 	defer listener.Close()
 	accepted := make(chan *socket.Socket, 1)
 	h := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := socket.Accept(w, r, "test", socket.LargeBuffer)
+		s, err := accept.Upgrade(w, r, "test", socket.LargeBuffer, nil)
 		if err != nil {
 			t.Error(err)
 		}

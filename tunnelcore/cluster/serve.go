@@ -13,6 +13,7 @@ import (
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -83,7 +84,7 @@ func (l *Link) admit(r *http.Request) (g greeting, err error) {
 
 // upgrade makes a link socket of an admitted request, and a goroutine that serves it.
 func (l *Link) upgrade(w http.ResponseWriter, r *http.Request, g greeting) error {
-	sock, err := socket.Accept(w, r, subprotocol, socket.LargeBuffer)
+	sock, err := accept.Upgrade(w, r, subprotocol, socket.LargeBuffer, nil)
 	if err != nil {
 		l.leave()
 		var refused *socket.StatusError

@@ -143,7 +143,7 @@ func FuzzAnswer(f *testing.F) {
 		conn := &answering{script: script{step: int(step)}}
 		var sent []byte
 		conn.answer = func(r *http.Request) string {
-			sent = bytes.ReplaceAll(answer, []byte("KEY"), []byte(acceptKey(r.Header.Get("Sec-WebSocket-Key"))))
+			sent = bytes.ReplaceAll(answer, []byte("KEY"), []byte(keyAnswer(r.Header.Get("Sec-WebSocket-Key"))))
 			return string(sent)
 		}
 		s, err := Dial(t.Context(), conn, target, nil, subprotocol, SmallBuffer)

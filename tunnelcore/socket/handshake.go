@@ -2,213 +2,158 @@ package socket
 
 import (
 	"bufio"
-	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha1"
+	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
+	"net/textproto"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
-
-	"github.com/gorilla/websocket"
 )
 
 // StatusError is the answer to a handshake that was not 101.
 type StatusError struct {
 	Status int
-	Header http.Header // nil on the server's side
-	Body   []byte      // its first KiB
+	Reason string               // beside the status; the server's text
+	Header textproto.MIMEHeader // nil on the server's side
+	Body   []byte               // its first KiB
 }
 
 func (e *StatusError) Error() string {
-	return fmt.Sprintf("socket: handshake answered with status %d %s", e.Status, http.StatusText(e.Status))
+	return strings.TrimRight("socket: handshake answered with status "+strconv.Itoa(e.Status)+" "+e.Reason, " ")
 }
 
-// Accept upgrades a request that offers subprotocol. Nothing was answered yet
-// when it fails with a *StatusError: the caller answers, with that status. Any
-// other error means that the connection is gone.
-func Accept(w http.ResponseWriter, r *http.Request, subprotocol string, buffer int) (*Socket, error) {
-	if !offers(r.Header, subprotocol) {
-		return nil, &StatusError{
-			Status: http.StatusBadRequest,
-			Body:   []byte("Sec-WebSocket-Protocol does not offer " + subprotocol),
+// New makes the server's end of a socket of conn, on which the handshake is done and
+// nothing was read behind it. buffer is SmallBuffer, LargeBuffer or what is between.
+func New(conn net.Conn, buffer int) *Socket {
+	trimTLS(conn)
+	return newSocket(conn, newReader(conn, buffer), false)
+}
+
+// Dial makes the client's handshake for u over conn, on which TCP, proxy and TLS
+// are done, and which it owns from then on. header, by canonical names, is what the
+// request has besides. An answer other than 101 is a *StatusError. When ctx ends
+// first, the error is ctx's.
+func Dial(ctx context.Context, conn net.Conn, u *url.URL, header map[string][]string, subprotocol string, buffer int) (*Socket, error) {
+	s, _, err := DialAnswer(ctx, conn, u, header, subprotocol, buffer)
+	return s, err
+}
+
+// DialAnswer is Dial, and returns the header of the 101.
+func DialAnswer(ctx context.Context, conn net.Conn, u *url.URL, header map[string][]string, subprotocol string, buffer int) (*Socket, textproto.MIMEHeader, error) {
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	br := newReader(conn, buffer)
+	a, err := handshake(conn, br, u, header, subprotocol)
+	stopped := stop() // else the deadline in the past is set, or about to be
+	var refused *StatusError
+	switch {
+	case errors.As(err, &refused): // tells more than that ctx has ended
+	case !stopped:
+		err = ctx.Err()
+	case err == nil:
+		err = conn.SetDeadline(time.Time{})
+	}
+	if err == nil {
+		return newSocket(conn, br, true), a.Header, nil
+	}
+	conn.Close()
+	if refused == nil {
+		err = fmt.Errorf("handshake: %w", err)
+	}
+	return nil, nil, err
+}
+
+// handshake sends the request and reads the answer, and nothing behind its header if
+// that is a 101.
+func handshake(conn net.Conn, br *bufio.Reader, u *url.URL, header map[string][]string, subprotocol string) (Answer, error) {
+	key := newKey()
+	request, err := request(u, header, subprotocol, key)
+	if err != nil {
+		return Answer{}, err
+	}
+	if _, err := conn.Write(request); err != nil {
+		return Answer{}, err
+	}
+	a, err := ReadAnswer(br)
+	switch {
+	case err != nil:
+		return a, err
+	case a.Status != 101:
+		return a, &StatusError{Status: a.Status, Reason: a.Reason, Header: a.Header, Body: a.body(br)}
+	case !lists(a.Header["Upgrade"], "websocket"), !lists(a.Header["Connection"], "upgrade"):
+		return a, errors.New("the server upgrades to something else than a WebSocket")
+	case a.Header.Get("Sec-Websocket-Accept") != acceptKey(key):
+		return a, errors.New("the server's Sec-WebSocket-Accept does not fit")
+	case a.Header.Get("Sec-Websocket-Protocol") != subprotocol:
+		return a, fmt.Errorf("the server does not speak %s", subprotocol)
+	case len(a.Header["Sec-Websocket-Extensions"]) > 0: // RFC 6455 §4.1: none was offered
+		return a, errors.New("the server wants an extension")
+	}
+	return a, nil
+}
+
+// request is the client's part of a handshake (RFC 6455 §4.1).
+func request(u *url.URL, header map[string][]string, subprotocol, key string) ([]byte, error) {
+	target := u.RequestURI()
+	if !printable(target) || strings.Contains(target, " ") || !printable(u.Host) || u.Host == "" {
+		return nil, fmt.Errorf("%q is no URL for a request", u.Redacted())
+	}
+	b := make([]byte, 0, 1<<10)
+	b = append(b, "GET "+target+" HTTP/1.1\r\nHost: "+withoutZone(u.Host)+"\r\n"...)
+	for name, values := range header {
+		for _, v := range values {
+			if !printable(v) {
+				return nil, fmt.Errorf("header %s has a value that cannot be sent", name)
+			}
+			b = append(b, name+": "+v+"\r\n"...)
 		}
 	}
-	var refused *StatusError
-	u := websocket.Upgrader{
-		HandshakeTimeout: 10 * time.Second,
-		// gorilla's own buffers are thrown away; not zero, or it would keep
-		// net/http's, and through them the server and its configuration.
-		ReadBufferSize:  1,
-		WriteBufferSize: 1,
-		CheckOrigin:     func(*http.Request) bool { return true }, // the caller's business
-		Error: func(_ http.ResponseWriter, _ *http.Request, status int, reason error) {
-			refused = &StatusError{Status: status, Body: []byte(reason.Error())}
-		},
-	}
-	c, err := u.Upgrade(innermost{w}, r, http.Header{protocolHeader: {subprotocol}})
-	if refused != nil {
-		return nil, refused
-	}
-	if err != nil {
-		return nil, err
-	}
-	conn := c.NetConn()
-	trimTLS(conn)
-	// gorilla made sure that the client had sent nothing yet.
-	return newSocket(conn, newReader(conn, buffer), false), nil
+	return append(b, "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
+		"Sec-WebSocket-Key: "+key+"\r\nSec-WebSocket-Protocol: "+subprotocol+"\r\n\r\n"...), nil
 }
 
-// Headers of a handshake, as net/http spells them.
-const (
-	protocolHeader   = "Sec-Websocket-Protocol"
-	extensionsHeader = "Sec-Websocket-Extensions"
-)
+// printable reports whether s can stand in the head of a request, on its line.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+}
 
-// offers reports whether subprotocol is among those that a client offers, in any
-// of its headers (RFC 6455 §11.3.4: there may be several).
-func offers(h http.Header, subprotocol string) bool {
-	for _, line := range h[protocolHeader] {
-		for offer := range strings.SplitSeq(line, ",") {
-			if strings.Trim(offer, " \t") == subprotocol {
+// withoutZone is a host without the zone of an IPv6 address, which says something on
+// this machine alone (RFC 6874 §1).
+func withoutZone(host string) string {
+	i, j := strings.IndexByte(host, '%'), strings.LastIndexByte(host, ']')
+	if !strings.HasPrefix(host, "[") || i < 0 || j < i {
+		return host
+	}
+	return host[:i] + host[j:]
+}
+
+// lists reports whether one of the lists in a header's lines has token, in any case.
+func lists(lines []string, token string) bool {
+	return slices.ContainsFunc(lines, func(line string) bool {
+		for t := range strings.SplitSeq(line, ",") {
+			if strings.EqualFold(strings.Trim(t, " \t"), token) {
 				return true
 			}
 		}
-	}
-	return false
+		return false
+	})
 }
 
-// innermost hijacks the connection below every wrapper of a ResponseWriter:
-// wrappers may lack Hijack, and those that have it would count and hold on to
-// the socket for as long as it lives.
-type innermost struct{ http.ResponseWriter }
-
-func (w innermost) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	rw := w.ResponseWriter
-	for {
-		u, ok := rw.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return http.NewResponseController(rw).Hijack()
-		}
-		rw = u.Unwrap()
-	}
+// newKey is a Sec-WebSocket-Key.
+func newKey() string {
+	var nonce [16]byte
+	rand.Read(nonce[:]) // never fails (crypto/rand)
+	return base64.StdEncoding.EncodeToString(nonce[:])
 }
 
-// maxAnswer bounds the header of the answer to a handshake.
-const maxAnswer = 16 << 10
-
-// Dial makes the client's handshake for u over conn, on which TCP, proxy and TLS
-// are done, and which it owns from then on. An answer other than 101 is a
-// *StatusError. When ctx ends first, the error is ctx's.
-func Dial(ctx context.Context, conn net.Conn, u *url.URL, header http.Header, subprotocol string, buffer int) (*Socket, error) {
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	answer := &answerConn{Conn: conn, br: newReader(conn, buffer)}
-	err := answer.handshake(ctx, u, header, subprotocol)
-	if !stop() { // the deadline in the past is set, or about to be
-		var refused *StatusError
-		if !errors.As(err, &refused) { // an answer tells more
-			err = fmt.Errorf("handshake: %w", ctx.Err())
-		}
-	}
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return newSocket(conn, answer.br, true), nil
-}
-
-// handshake sends the request and reads the answer.
-func (c *answerConn) handshake(ctx context.Context, u *url.URL, header http.Header, subprotocol string) error {
-	ready := func(context.Context, string, string) (net.Conn, error) { return c, nil }
-	d := websocket.Dialer{
-		NetDialContext:    ready,
-		NetDialTLSContext: ready,
-		ReadBufferSize:    1, // gorilla reads nothing but the answer's header
-		WriteBufferSize:   1,
-		Subprotocols:      []string{subprotocol},
-	}
-	ws := *u
-	switch u.Scheme {
-	case "http":
-		ws.Scheme = "ws"
-	case "https":
-		ws.Scheme = "wss"
-	}
-	// gorilla would turn the deadline of ctx into one of the connection, and undo
-	// a cancellation.
-	_, resp, err := d.DialContext(context.WithoutCancel(ctx), ws.String(), header)
-	switch {
-	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode != http.StatusSwitchingProtocols:
-		body, _ := io.ReadAll(resp.Body) // a buffer of at most 1 KiB
-		return &StatusError{Status: resp.StatusCode, Header: resp.Header, Body: body}
-	case err != nil:
-		return fmt.Errorf("handshake: %w", err)
-	case resp.Header.Get(protocolHeader) != subprotocol:
-		return fmt.Errorf("handshake: the server does not speak %s", subprotocol)
-	case len(resp.Header[extensionsHeader]) > 0: // RFC 6455 §4.1: none was offered
-		return errors.New("handshake: the server wants an extension")
-	}
-	return nil
-}
-
-// answerConn gives gorilla the header of a 101 and not a byte more, so that
-// frames which follow at once stay in br. Other answers it gives whole.
-type answerConn struct {
-	net.Conn
-	br      *bufio.Reader
-	line    []byte // rest of the current line of the header
-	total   int
-	status  bool // the status line has been read
-	upgrade bool // it says 101
-	ended   bool // so has the empty line that ends the header
-}
-
-func (c *answerConn) Read(p []byte) (int, error) {
-	if len(c.line) == 0 {
-		if c.ended {
-			if c.upgrade {
-				return 0, io.EOF
-			}
-			return c.br.Read(p)
-		}
-		if err := c.nextLine(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(p, c.line)
-	c.line = c.line[n:]
-	return n, nil
-}
-
-func (c *answerConn) nextLine() error {
-	c.line = c.line[:0]
-	for {
-		part, err := c.br.ReadSlice('\n')
-		c.total += len(part)
-		if c.total > maxAnswer {
-			return fmt.Errorf("answer's header is longer than %d bytes", maxAnswer)
-		}
-		c.line = append(c.line, part...)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			if err == io.EOF && c.total > 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-	}
-	switch {
-	case !c.status:
-		c.status = true
-		_, rest, _ := bytes.Cut(c.line, []byte(" "))
-		c.upgrade = bytes.HasPrefix(bytes.TrimLeft(rest, " "), []byte("101"))
-	case len(bytes.TrimRight(c.line, "\r\n")) == 0:
-		c.ended = true
-	}
-	return nil
+// acceptKey is the answer to a key (RFC 6455 §4.2.2).
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
 }

@@ -17,14 +17,16 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gorilla/websocket"
 )
 
 const subprotocol = "iottunnel.v1"
 
 var target = &url.URL{Scheme: "ws", Host: "edge.test", Path: "/.iottunnel/v1/control", RawQuery: "device=a"}
 
-// acceptKey is RFC 6455 §4.2.2.
-func acceptKey(key string) string {
+// keyAnswer is RFC 6455 §4.2.2, once more.
+func keyAnswer(key string) string {
 	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	return base64.StdEncoding.EncodeToString(sum[:])
 }
@@ -51,7 +53,7 @@ func answerWith(conn net.Conn, step int, answer func(*http.Request) string) {
 
 func switching(r *http.Request) string {
 	return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
-		"Sec-WebSocket-Accept: " + acceptKey(r.Header.Get("Sec-WebSocket-Key")) + "\r\n" +
+		"Sec-WebSocket-Accept: " + keyAnswer(r.Header.Get("Sec-WebSocket-Key")) + "\r\n" +
 		"Sec-WebSocket-Protocol: " + subprotocol + "\r\n\r\n"
 }
 
@@ -94,7 +96,7 @@ func TestDialKeepsWhatFollows(t *testing.T) {
 }
 
 func TestDialRefused(t *testing.T) {
-	key := func(r *http.Request) string { return acceptKey(r.Header.Get("Sec-WebSocket-Key")) }
+	key := func(r *http.Request) string { return keyAnswer(r.Header.Get("Sec-WebSocket-Key")) }
 	for _, c := range []struct {
 		name   string
 		answer func(*http.Request) string
@@ -117,7 +119,7 @@ func TestDialRefused(t *testing.T) {
 		{"200", func(*http.Request) string { return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi" }, 200, "hi", [2]string{}},
 		{"204", func(*http.Request) string { return "HTTP/1.1 204 No Content\r\n\r\n" }, 204, "", [2]string{}},
 		{"101 with a wrong key", func(*http.Request) string {
-			return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + acceptKey("x") + "\r\n\r\n"
+			return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + keyAnswer("x") + "\r\n\r\n"
 		}, 0, "", [2]string{}},
 		{"101 to something else", func(r *http.Request) string {
 			return "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + key(r) + "\r\n\r\n"
@@ -130,10 +132,10 @@ func TestDialRefused(t *testing.T) {
 			return strings.Replace(switching(r), "\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover\r\n\r\n", 1)
 		}, 0, "", [2]string{}},
 		{"header too long", func(*http.Request) string {
-			return "HTTP/1.1 101 Switching Protocols\r\nX: " + strings.Repeat("x", maxAnswer) + "\r\n\r\n"
+			return "HTTP/1.1 101 Switching Protocols\r\nX: " + strings.Repeat("x", MaxAnswer) + "\r\n\r\n"
 		}, 0, "", [2]string{}},
 		{"header of too many lines", func(*http.Request) string {
-			return "HTTP/1.1 401 Unauthorized\r\n" + strings.Repeat("X: x\r\n", maxAnswer) + "\r\n"
+			return "HTTP/1.1 401 Unauthorized\r\n" + strings.Repeat("X: x\r\n", MaxAnswer) + "\r\n"
 		}, 0, "", [2]string{}},
 		{"not HTTP", func(*http.Request) string { return "SSH-2.0-OpenSSH_9.9\r\n" }, 0, "", [2]string{}},
 		{"nothing", func(*http.Request) string { return "" }, 0, "", [2]string{}},
@@ -288,86 +290,19 @@ func TestDialClearsDeadlines(t *testing.T) {
 	}
 }
 
-// accepting serves one socket after another, and hands them out.
+// accepting serves one socket after another, and hands them out. The handshake is
+// gorilla's: package accept, which is ours, is above this one.
 func accepting(t testing.TB, buffer int) (*httptest.Server, <-chan *Socket) {
 	t.Helper()
 	sockets := make(chan *Socket, 1)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := Accept(wrapped{w}, r, subprotocol, buffer)
-		var refused *StatusError
-		switch {
-		case errors.As(err, &refused):
-			http.Error(w, string(refused.Body), refused.Status)
-		case err == nil:
-			sockets <- s
+		u := websocket.Upgrader{Subprotocols: []string{subprotocol}, ReadBufferSize: 1}
+		if c, err := u.Upgrade(w, r, nil); err == nil {
+			sockets <- New(c.NetConn(), buffer)
 		}
 	}))
 	t.Cleanup(srv.Close)
 	return srv, sockets
-}
-
-// wrapped hides the Hijacker, as middleware does, and is unwrapped.
-type wrapped struct{ w http.ResponseWriter }
-
-func (w wrapped) Header() http.Header         { return w.w.Header() }
-func (w wrapped) Write(p []byte) (int, error) { return w.w.Write(p) }
-func (w wrapped) WriteHeader(status int)      { w.w.WriteHeader(status) }
-func (w wrapped) Unwrap() http.ResponseWriter { return w.w }
-
-func TestAcceptBytes(t *testing.T) {
-	srv, sockets := accepting(t, SmallBuffer)
-	srv.Start()
-	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: WebSocket\r\nConnection: keep-alive, Upgrade\r\n"+
-		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"+
-		"Sec-WebSocket-Protocol: mqtt\r\nSec-WebSocket-Protocol: other, "+subprotocol+"\r\n\r\n")
-	s := <-sockets
-	defer s.Close()
-	want := "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" +
-		"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: iottunnel.v1\r\n\r\n"
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
-		t.Fatalf("%q, %v", got, err)
-	}
-	go conn.Write(masked(0x81, "Hello"))
-	if _, b, err := s.ReadMessage(10); string(b) != "Hello" || err != nil {
-		t.Errorf("%q, %v", b, err)
-	}
-}
-
-func TestAcceptRefuses(t *testing.T) {
-	srv, _ := accepting(t, SmallBuffer)
-	srv.Start()
-	good := http.Header{
-		"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Version": {"13"},
-		"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}, "Sec-Websocket-Protocol": {subprotocol},
-	}
-	for _, c := range []struct{ method, name, value string }{
-		{"GET", "Upgrade", ""}, {"GET", "Connection", "close"}, {"GET", "Sec-Websocket-Version", "8"},
-		{"GET", "Sec-Websocket-Key", "short"}, {"GET", "Sec-Websocket-Key", ""}, {"POST", "", ""},
-		{"GET", "Sec-Websocket-Protocol", ""}, {"GET", "Sec-Websocket-Protocol", "iottunnel.v10"},
-	} {
-		req, err := http.NewRequest(c.method, srv.URL, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header = good.Clone()
-		if c.name != "" {
-			req.Header.Set(c.name, c.value)
-		}
-		resp, err := srv.Client().Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if want := map[string]int{"GET": 400, "POST": 405}[c.method]; resp.StatusCode != want {
-			t.Errorf("%s %s: %q: %d, want %d", c.method, c.name, c.value, resp.StatusCode, want)
-		}
-	}
 }
 
 // Both ends, over TCP and TLS, with the schemes that mean the same.

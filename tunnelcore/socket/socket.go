@@ -1,10 +1,10 @@
 // Package socket carries WebSocket messages over a net.Conn.
 //
-// gorilla/websocket makes the handshakes, and only here; the frames after it are
-// read and written by this package (RFC 6455), because a tunnel needs what a
-// general library does not give: reads that go on after a deadline, payload that
-// is read and masked where it lies, one write per frame, and no buffer kept for
-// an idle socket but a small one.
+// The client's handshake is made here, the server's in package accept. The frames
+// are read and written here (RFC 6455), because a tunnel needs what a general
+// library does not give: reads that go on after a deadline, payload that is read and
+// masked where it lies, one write per frame, and no buffer kept for an idle socket
+// but a small one.
 package socket
 
 import (

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 )
 
 // patience is how long a test waits for what should come at once.
@@ -102,7 +103,7 @@ func sockets(t testing.TB, client, server net.Conn) (a, b *socket.Socket) {
 	go func() {
 		r, err := http.ReadRequest(bufio.NewReader(server))
 		if err == nil {
-			b, err = socket.Accept(hijacker{conn: server}, r, protocol, socket.LargeBuffer)
+			b, err = accept.Upgrade(hijacker{conn: server}, r, protocol, socket.LargeBuffer, nil)
 		}
 		accepted <- err
 	}()

@@ -21,6 +21,7 @@ import (
 	"github.com/iottunnel/iottunnel/agent"
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 )
 
 // The test binary is the command too, so that exit statuses and signals are real.
@@ -128,7 +129,7 @@ func edge(t *testing.T, streams int) (url string) {
 		if token := r.Header.Get("Authorization"); strings.HasSuffix(r.URL.Path, "/control") && token != "Bearer t0ken" {
 			t.Errorf("token %q", token)
 		}
-		s, err := socket.Accept(w, r, "iottunnel.v1", socket.SmallBuffer)
+		s, err := accept.Upgrade(w, r, "iottunnel.v1", socket.SmallBuffer, nil)
 		if err != nil {
 			t.Error(err)
 			return

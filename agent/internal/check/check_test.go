@@ -28,6 +28,7 @@ import (
 	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -116,7 +117,7 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case e.status != 0:
 		say(e.status, e.code, "so it is")
 	default:
-		s, err := socket.Accept(w, r, wire.Subprotocol, socket.SmallBuffer)
+		s, err := accept.Upgrade(w, r, wire.Subprotocol, socket.SmallBuffer, nil)
 		if err != nil {
 			return
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 )
 
 // readingJSON is a reading on its own, for programs and for the page.
@@ -167,7 +168,7 @@ func (d *Device) serveSocket(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer leave()
-	s, err := socket.Accept(w, r, subprotocol, socket.SmallBuffer)
+	s, err := accept.Upgrade(w, r, subprotocol, socket.SmallBuffer, nil)
 	if refused := new(socket.StatusError); errors.As(err, &refused) {
 		if refused.Status == http.StatusBadRequest || refused.Status == http.StatusUpgradeRequired {
 			w.Header().Set("Upgrade", "websocket")

@@ -4,6 +4,7 @@
 local answers = require "iottunnel.answers"
 local check = require("iottunnel.config").check
 local headers = require "iottunnel.headers"
+local hints = require "iottunnel.hints"
 local hosts = require "iottunnel.hosts"
 local names = require "iottunnel.names"
 local nodes = require "iottunnel.nodes"
@@ -56,12 +57,13 @@ function _M.setup(options)
     redis.init(checked, dictionaries.state)
     nodes.init(checked, dictionaries.state)
     routes.init(checked, dictionaries)
+    hints.init(checked, dictionaries.state)
     config = checked
 end
 
 
--- ready ends a request that cannot be served for want of a setup, and else has the
--- worker look after the nodes.
+-- ready ends a request that cannot be served for want of a setup, and else has
+-- the worker look after nodes and hints.
 local function ready()
     if not config then
         ngx.log(ngx.ERR, "iottunnel: there is no setup: call ",
@@ -70,12 +72,13 @@ local function ready()
         return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
     end
     nodes.start()
+    hints.start()
 end
 
 
--- requested_host returns the Host that nginx has chosen its server by. It is the
--- Host header, unless the request's target names another one (RFC 9112 section
--- 3.2.2): then that is what a node is told, too.
+-- requested_host returns the Host that nginx has chosen its server by. It is
+-- the Host header, unless the request's target names another one (RFC 9112
+-- section 3.2.2): then that is what a node is told, too.
 local function requested_host()
     local sent, chosen = ngx.var.http_host, ngx.var.host
     if sent and names.normal(sent) == chosen then
@@ -104,8 +107,8 @@ local function has_body()
 end
 
 
--- await looks for a device that is expected back until it is there, for as long as
--- visitors wait.
+-- await looks for a device that is expected back until it is there, for as long
+-- as visitors wait.
 local function await(label, route)
     if waiting >= WAITING_MOST then
         return route
@@ -196,8 +199,8 @@ local function transfer()
 end
 
 
--- agent passes an agent on. Only what is written exactly as agents write it gets
--- past: no other spelling can become another path at a node.
+-- agent passes an agent on. Only what is written exactly as agents write it
+-- gets past: no other spelling can become another path at a node.
 local function agent()
     ngx.ctx.iottunnel = { agent = true }
     local path = ngx.var.request_uri:match("^[^?#]*")
@@ -223,8 +226,8 @@ local function agent()
 end
 
 
--- access decides what becomes of a request: server.conf and agents.conf call it in
--- access_by_lua, after nginx's own access rules.
+-- access decides what becomes of a request: server.conf and agents.conf call it
+-- in access_by_lua, after nginx's own access rules.
 function _M.access()
     ready()
     if config.before then
@@ -242,8 +245,8 @@ function _M.access()
 end
 
 
--- again is access for a request that a node has sent back with 421. The route is
--- read anew, once.
+-- again is access for a request that a node has sent back with 421. The route
+-- is read anew, once.
 function _M.again()
     ready()
     local label = names.parse(requested_host(), config.domain)
@@ -254,8 +257,8 @@ function _M.again()
     local body = has_body()
     if ngx.var.upstream_http_iottunnel_error ~= "not_here" then
         -- The device has said it. Whoever gets 421 may ask again by whatever
-        -- method (RFC 9110 section 15.5.20), so its words are fetched again; with
-        -- a body that has been sent they are lost.
+        -- method (RFC 9110 section 15.5.20), so its words are fetched again;
+        -- with a body that has been sent they are lost.
         if body then
             return ngx.exit(ngx.HTTP_CLOSE)
         end
@@ -274,8 +277,8 @@ function _M.again()
 end
 
 
--- balance connects to what access has chosen; the next time to another node, which
--- passes it on to the device.
+-- balance connects to what access has chosen; the next time to another node,
+-- which passes it on to the device.
 function _M.balance()
     balancer = balancer or require "ngx.balancer"
     local there = ngx.ctx.iottunnel
@@ -319,7 +322,8 @@ local function replace(there, a)
 end
 
 
--- from_node reports whether a node has answered; else nginx has, for want of that.
+-- from_node reports whether a node has answered; else nginx has, for want of
+-- that.
 local function from_node()
     local times = ngx.var.upstream_header_time
     return times and times:find("%d[^,:]*$") ~= nil

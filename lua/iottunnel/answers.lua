@@ -102,9 +102,9 @@ end
 
 
 -- form chooses the content type of an answer by an Accept header (a string, a
--- list of strings, or nil): the heaviest form wins, of equal ones the one that is
--- named more precisely, then the page before JSON before text. Who takes anything
--- gets a line of text.
+-- list of strings, or nil): the heaviest form wins, of equal ones the one that
+-- is named more precisely, then the page before JSON before text. Who takes
+-- anything gets a line of text.
 function _M.form(accept)
     local ranges = {}
     if type(accept) == "string" then
@@ -125,7 +125,8 @@ function _M.form(accept)
     } do
         local w, p = weigh(ranges, offer[2], offer[3])
         if w > best or w == best and w > 0 and p > best_precision
-            -- Ranges with a wildcard do not tell the forms apart; text then wins.
+            -- Ranges with a wildcard do not tell the forms apart; text then
+            -- wins.
             or w == best and p == best_precision and offer[1] == TEXT
             and p < EXACT then
             chosen, best, best_precision = offer[1], w, p
@@ -211,10 +212,11 @@ local function text(a, entry)
 end
 
 
--- render returns status, headers (a table by name) and body of an answer: {code =
--- one of the codes, message = a sentence of ours in place of the code's own,
--- retry_after = whole seconds, last_seen = Unix seconds}. accept is the visitor's
--- Accept, method the request's. For agents accept is false: they get JSON.
+-- render returns status, headers (a table by name) and body of an answer: {code
+-- = one of the codes, message = a sentence of ours in place of the code's own,
+-- retry_after = whole seconds, last_seen = Unix seconds}. accept is the
+-- visitor's Accept, method the request's. For agents accept is false: they get
+-- JSON.
 function _M.render(a, accept, method)
     local entry = pages.codes[a.code]
     local form = accept == false and JSON or _M.form(accept)

@@ -1,5 +1,5 @@
--- What `setup` takes, checked: what can never work is refused at the start, with
--- the name of the setting.
+-- What `setup` takes, checked: what can never work is refused at the start,
+-- with the name of the setting.
 local names = require "iottunnel.names"
 
 local _M = {}

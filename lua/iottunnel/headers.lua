@@ -1,12 +1,13 @@
--- What of a visitor's headers reaches a node. A node believes what a router says
--- of a visitor, so a visitor must not speak in the router's name.
+-- What of a visitor's headers reaches a node. A node believes what a router
+-- says of a visitor, so a visitor must not speak in the router's name.
 local byte, find, gmatch, gsub, lower, sub = string.byte, string.find,
     string.gmatch, string.gsub, string.lower, string.sub
 local pairs, type = pairs, type
 
 local _M = {}
 
--- Headers by which proxies and authenticators tell a service who the visitor is.
+-- Headers by which proxies and authenticators tell a service who the visitor
+-- is.
 local SPEAKS_FOR = {
     ["forwarded"] = true, ["x-real-ip"] = true, ["remote-user"] = true,
     ["remote-groups"] = true, ["remote-name"] = true, ["remote-email"] = true,
@@ -37,8 +38,8 @@ local function reserved(name, keep)
 end
 
 
--- drops returns the names (as sent) that must not reach a node. headers are those
--- of the request as sent, keep is a set of names in lower case that pass.
+-- drops returns the names (as sent) that must not reach a node. headers are
+-- those of the request as sent, keep is a set of names in lower case that pass.
 function _M.drops(headers, keep)
     local list, n = nil, 0
     for name in pairs(headers) do
@@ -58,8 +59,8 @@ function _M.drops(headers, keep)
 end
 
 
--- hop_by_hop returns the headers that a Connection header (a string or a list of
--- them) names (RFC 9110 section 7.6.1).
+-- hop_by_hop returns the headers that a Connection header (a string or a list
+-- of them) names (RFC 9110 section 7.6.1).
 function _M.hop_by_hop(connection, keep)
     local list = {}
     for _, line in pairs(type(connection) == "table" and connection

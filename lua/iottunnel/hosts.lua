@@ -1,6 +1,6 @@
--- Addresses of host names, by the system's resolver (/etc/hosts included), which
--- nginx's own does not know. It blocks the worker while it asks: for the start,
--- and for names that are seen for the first time.
+-- Addresses of host names, by the system's resolver (/etc/hosts included),
+-- which nginx's own does not know. It blocks the worker while it asks: for the
+-- start, and for names that are seen for the first time.
 local _M = {}
 
 local has_ffi, ffi = pcall(require, "ffi")
@@ -29,8 +29,8 @@ end
 local AF_INET, AF_INET6, SOCK_STREAM, TEXT_MAX = 2, 10, 1, 64
 
 
--- literal returns an IP address as nginx takes it ("10.0.0.1", "[::1]"); nil when
--- host is not one.
+-- literal returns an IP address as nginx takes it ("10.0.0.1", "[::1]"); nil
+-- when host is not one.
 function _M.literal(host)
     if host:find("^%d+%.%d+%.%d+%.%d+$") then
         return host

@@ -1,5 +1,5 @@
--- What is a label and a device's hostname: package tunnelcore/names in Lua. Both
--- decide every case of tunnelcore/names/testdata alike.
+-- What is a label and a device's hostname: package tunnelcore/names in Lua.
+-- Both decide every case of tunnelcore/names/testdata alike.
 local find, lower, match, sub = string.find, string.lower, string.match, string.sub
 local tonumber = tonumber
 
@@ -24,9 +24,9 @@ function _M.normal(host)
 end
 
 
--- valid reports whether s may be a label or a device id: letters a-z, digits and
--- single hyphens inside, at most 63 characters. Nothing else gets into a key of
--- Redis.
+-- valid reports whether s may be a label or a device id: letters a-z, digits
+-- and single hyphens inside, at most 63 characters. Nothing else gets into a
+-- key of Redis.
 function _M.valid(s)
     return #s <= MAX_LABEL
         and find(s, "^[a-z0-9][a-z0-9-]*$") ~= nil
@@ -69,8 +69,8 @@ function _M.parse(host, domain)
 end
 
 
--- directly_under reports whether a Host is the domain with one more label, leased
--- or not.
+-- directly_under reports whether a Host is the domain with one more label,
+-- leased or not.
 function _M.directly_under(host, domain)
     local first, ours = split(host, domain)
     return ours and first ~= ""

@@ -9,12 +9,12 @@ local ipairs, pcall, tonumber = ipairs, pcall, tonumber
 
 local _M = {}
 
--- How often nodes are read, and how old what is known may be for a route to rely
--- on it, in seconds (docs/redis.md: a second).
+-- How often nodes are read, and how old what is known may be for a route to
+-- rely on it, in seconds (docs/redis.md: a second).
 local PERIOD, FRESH = 0.7, 1
 
--- Nodes that have been gone for long stay in the list for a day: this many of the
--- latest are looked at.
+-- Nodes that have been gone for long stay in the list for a day: this many of
+-- the latest are looked at.
 local MOST = 128
 
 -- How long a node that did not take a connection is passed over, in seconds.
@@ -141,8 +141,8 @@ local function refresh()
 end
 
 
--- refresh_once lets one worker at a time refresh, and no more often than nodes are
--- to be read.
+-- refresh_once lets one worker at a time refresh, and no more often than nodes
+-- are to be read.
 local function refresh_once()
     if not state:add("nodes:turn", true, PERIOD) then
         return
@@ -199,8 +199,8 @@ function _M.find(id)
 end
 
 
--- lives reports whether an epoch of a node is the one that lives: true, false, or
--- nil when what is known does not tell.
+-- lives reports whether an epoch of a node is the one that lives: true, false,
+-- or nil when what is known does not tell.
 function _M.lives(id, epoch)
     local now = current()
     if ngx.now() - now.at > FRESH then
@@ -225,11 +225,14 @@ function _M.is_down(host, port)
 end
 
 
--- load of a node: its tunnels, those that have just been passed to it included,
--- as a share of what it takes.
-local function load(node)
-    local clients = node.clients + (given[node.id] or 0)
-    return node.capacity > 0 and clients / node.capacity or clients
+-- less reports whether a node has less to do than another: fewer tunnels, those
+-- that have just been passed to it included, as a share of what it takes.
+local function less(a, b)
+    local x, y = a.clients + (given[a.id] or 0), b.clients + (given[b.id] or 0)
+    if a.capacity > 0 and b.capacity > 0 then
+        return x / a.capacity < y / b.capacity
+    end
+    return x < y
 end
 
 
@@ -262,7 +265,8 @@ local function undrained(node)
 end
 
 
--- another returns some live node that is not at host:port; nil when there is none.
+-- another returns some live node that is not at host:port; nil when there is
+-- none.
 function _M.another(host, port)
     local list = candidates(function(node)
         return node.host ~= host or node.port ~= port
@@ -271,8 +275,8 @@ function _M.another(host, port)
 end
 
 
--- for_agent returns the less loaded of two random nodes for a new tunnel; nil when
--- no node lives.
+-- for_agent returns the less loaded of two random nodes for a new tunnel; nil
+-- when no node lives.
 function _M.for_agent(except)
     local list = candidates(takes_more, except)
     if #list == 0 then
@@ -289,7 +293,7 @@ function _M.for_agent(except)
     if #list > 1 then
         local j = random(1, #list - 1)
         local other = list[j < i and j or j + 1]
-        if load(other) < load(node) then
+        if less(other, node) then
             node = other
         end
     end

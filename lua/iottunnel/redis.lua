@@ -2,8 +2,8 @@
 -- servers of which the first that answers is asked, and a breaker that leaves
 -- them alone for a while when none does.
 --
--- Commands are lists of strings, and travel with their lengths in front: nothing
--- in them can become another command.
+-- Commands are lists of strings, and travel with their lengths in front:
+-- nothing in them can become another command.
 local byte, sub = string.byte, string.sub
 local concat, floor, min, random = table.concat, math.floor, math.min, math.random
 local ipairs, tonumber, tostring, type = ipairs, tonumber, tostring, type
@@ -46,8 +46,8 @@ end
 
 
 -- receive reads one reply: a string, a number, false for null, a list, or
--- {refused = TEXT} for an error that Redis answers. nil and why when the connection
--- is of no more use.
+-- {refused = TEXT} for an error that Redis answers. nil and why when the
+-- connection is of no more use.
 local function receive(sock, depth)
     local line, err = sock:receive("*l")
     if not line then
@@ -162,7 +162,8 @@ function _M.open(server, alone)
         ok, err = sock:connect(server.host, server.port, options)
         if not ok and server.address and server.address ~= server.host
             and err and err:find("resol", 1, true) then
-            -- No resolver is configured, or it does not know what /etc/hosts does.
+            -- No resolver is configured, or it does not know what /etc/hosts
+            -- does.
             ok, err = sock:connect(server.address, server.port, options)
         end
     end

@@ -1,6 +1,6 @@
--- Where a label leads: docs/redis.md, "For routers". A route is kept for 2 s, that
--- there is none for 1 s; one worker reads a label at a time. While Redis is away,
--- routes that were known go on.
+-- Where a label leads: docs/redis.md, "For routers". A route is kept for 2 s,
+-- that there is none for 1 s; one worker reads a label at a time. While Redis
+-- is away, routes that were known go on.
 local hosts = require "iottunnel.hosts"
 local nodes = require "iottunnel.nodes"
 local redis = require "iottunnel.redis"
@@ -18,12 +18,12 @@ local ROUTE, OFFLINE, EXPECTED, UNKNOWN = 2, 1, 0.2, 1
 -- How long an old route is kept for the time when Redis is away, in seconds.
 local STALE = 3600
 
--- How long after an unclean end a device is expected back, in seconds: agents come
--- back within their largest backoff.
+-- How long after an unclean end a device is expected back, in seconds: agents
+-- come back within their largest backoff.
 local RECONNECT = 30
 
--- How many labels per second may turn out to be nobody's. Beyond, only labels that
--- are known are looked up.
+-- How many labels per second may turn out to be nobody's. Beyond, only labels
+-- that are known are looked up.
 local UNKNOWN_RATE = 1000
 
 -- How often to look whether another worker has read a label, in seconds.
@@ -114,8 +114,8 @@ local function refused(reply)
 end
 
 
--- offline finds out when a device was last there, and whether it is expected back.
--- A user of Redis who may not read that gets a plain page.
+-- offline finds out when a device was last there, and whether it is expected
+-- back. A user of Redis who may not read that gets a plain page.
 local function offline(label, device, lost)
     local replies, err = redis.exec {
         { "TIME" },
@@ -198,8 +198,8 @@ local function read(label, old)
 end
 
 
--- read_alone is read, if no other worker reads the label; else what that one has
--- found.
+-- read_alone is read, if no other worker reads the label; else what that one
+-- has found.
 local function read_alone(label, old, again)
     local lock = "reading:" .. label
     local timeout = 2 * config.redis_timeout_ms / 1000
@@ -229,8 +229,8 @@ local function read_alone(label, old, again)
 end
 
 
--- fly is read_alone, once at a time in this worker: who comes meanwhile gets the
--- same answer.
+-- fly is read_alone, once at a time in this worker: who comes meanwhile gets
+-- the same answer.
 local function fly(label, old, again)
     local flight = flights[label]
     if flight then
@@ -258,9 +258,9 @@ end
 
 
 -- find returns the route of a label: {unknown = true}, {online = false, device,
--- seen (Unix seconds, or nil), expected}, or {online = true, device, node, epoch,
--- host, port}. nil and why when Redis cannot tell and nothing is known. With again
--- what is known does not count.
+-- seen (Unix seconds, or nil), expected}, or {online = true, device, node,
+-- epoch, host, port}. nil and why when Redis cannot tell and nothing is known.
+-- With again what is known does not count.
 function _M.find(label, again)
     local route, fresh = cached(label)
     if fresh and not again then

@@ -144,6 +144,7 @@ var arrows = map[string][]string{
 	"agent/internal/service":      {},
 	"agent/internal/suffix":       {},
 	"agent/cmd/iottunnel-agent":   {"agent", "agent/internal/", "tunnelcore/names", "tunnelcore/wire"},
+	"agent/c/test":                {}, // drives the C client through a pipe
 	"caddymodule/":                {"caddymodule/", "tunnelcore/"},
 	"examples/thermometer":        {"agent", "examples/thermometer/device"},
 	"examples/thermometer/device": {"tunnelcore/socket", "tunnelcore/socket/accept"}, // a WebSocket of its own, to visitors

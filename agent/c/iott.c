@@ -1,0 +1,1600 @@
+/* The client itself; iott.h says what it is. Numbers such as 5.6 are rules of
+ * docs/protocol.md. */
+#include "iott.h"
+
+#include <string.h>
+
+/* Times in milliseconds. */
+enum {
+	DIAL_TIME = 20000,   /* to connect, TLS included */
+	ANSWER_TIME = 20000, /* until the edge's answer (2.5) */
+	READY_TIME = 30000,  /* until `ready` (4.1) */
+	GRACE_TIME = 10000,  /* of the watchdog (5.2), and of closing (6.6) */
+	FIRST_RETRY = 500,   /* 5.6 */
+	HELD_TIME = 30000,   /* a tunnel that lasted sets the backoff back (5.6) */
+	SLOW_MIN = 300000,
+	SLOW_SPAN = 600000,
+	RETRY_MOST = 600000,
+	LATE_TIME = 2000, /* how long an open waits for a stream that is about to end */
+	HALF_TIME = 300000, /* without a byte in a stream half of which has ended (6.8) */
+	TICK = 1000       /* the longest pause between two looks at streams */
+};
+
+enum {
+	FRAME_MAX = 4101,  /* 9.1 */
+	TEXT_MAX = 4096,   /* 4.3 */
+	TX_RESERVE = 192,  /* room in tx that data leaves to pongs, refusals and ends */
+	RX_CONTROL = 256, RX_STREAM = 512,
+	TX_MIN = 512,
+	ROUNDS = 8,        /* reads of one socket per poll */
+	BREACHES = 8       /* violations until the tunnel is closed (10.9) */
+};
+
+/* Kinds of frames (9.2). */
+enum { DATA = 1, FIN, RESET, MOVE, CREDIT };
+
+/* Opcodes of WebSocket (RFC 6455 §5.2). */
+enum { OP_CONT = 0, OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, OP_PONG = 10 };
+
+/* Close codes (5.5). */
+enum { NORMAL = 1000, BROKEN = 1002, TOO_BIG = 1009, REPLACED = 4001, PROTOCOL = 4100 };
+
+/* States of a socket. */
+enum { S_NONE, S_DIAL, S_ASK, S_OPEN };
+
+/* What a socket has to send besides data: bits of `pending`. */
+enum { P_PONG = 1, P_CLOSE = 2 };
+
+/* Headers seen in an answer. */
+enum { H_UPGRADE = 1, H_CONNECTION = 2, H_ACCEPT = 4, H_PROTOCOL = 8, H_WRONG = 16, H_END = 32 };
+
+/* States of a stream. */
+enum { T_FREE, T_LIVE, T_GONE /* over for the program, not for the edge */ };
+
+/* States of a direction. */
+enum { D_OPEN, D_ENDING /* the end waits for what is before it */, D_ENDED };
+
+/* What a stream has to send in the profile inline, or to say on the control socket. */
+enum { W_FIN = 1, W_RESET = 2, W_REFUSED = 4 };
+
+/* States of the client. */
+enum { C_DOWN, C_DIAL, C_UP, C_OVER };
+
+/* Fields of messages (4.1 to 6.4). */
+enum {
+	F_TYPE, F_TUNNEL, F_CAPS, F_HEARTBEAT, F_LABEL, F_HOSTNAME, F_LEASE, F_STREAMS, F_MESSAGE_MAX, F_EARLY,
+	F_EARLY_TOTAL, F_TRANSFER, F_SECRET, F_PORT, F_KIND, F_URL, F_ADDR, F_STREAM, F_ID, F_FROM, F_WITHIN, FIELDS
+};
+static const char *const field_names[FIELDS] = {
+	"type", "tunnel", "caps", "heartbeat_s", "label", "hostname", "lease_s", "streams", "message_max", "early",
+	"early_total", "transfer", "secret", "port", "kind", "url", "addr", "stream", "id", "from", "within_s"};
+
+/* Kinds of values. */
+enum { K_NONE, K_STRING, K_NUMBER, K_OTHER, K_BAD };
+
+static int32_t since(uint32_t now, uint32_t then) { return (int32_t)(now - then); }
+
+static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
+static uint32_t random_below(struct iott *c, uint32_t n) {
+	uint32_t r;
+	c->cfg->net->random(c->cfg->net->ctx, &r, sizeof r);
+	return n ? r % n : 0;
+}
+
+static uint32_t get32(const uint8_t *p) {
+	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+static void put32(uint8_t *p, uint32_t n) {
+	p[0] = (uint8_t)(n >> 24), p[1] = (uint8_t)(n >> 16), p[2] = (uint8_t)(n >> 8), p[3] = (uint8_t)n;
+}
+
+/* ---- SHA-1 (RFC 3174) and base64, which the handshake of RFC 6455 wants ---- */
+
+static uint32_t rol(uint32_t x, unsigned n) { return x << n | x >> (32 - n); }
+
+static void sha1_block(uint32_t h[5], const uint8_t *p) {
+	uint32_t w[16], a = h[0], b = h[1], c = h[2], d = h[3], e = h[4];
+	unsigned i;
+	for (i = 0; i < 80; i++) {
+		uint32_t f, k, t;
+		if (i < 16)
+			w[i] = get32(p + 4 * i);
+		else
+			w[i & 15] = rol(w[(i + 13) & 15] ^ w[(i + 8) & 15] ^ w[(i + 2) & 15] ^ w[i & 15], 1);
+		if (i < 20)
+			f = (b & c) | (~b & d), k = 0x5a827999;
+		else if (i < 40)
+			f = b ^ c ^ d, k = 0x6ed9eba1;
+		else if (i < 60)
+			f = (b & c) | (b & d) | (c & d), k = 0x8f1bbcdc;
+		else
+			f = b ^ c ^ d, k = 0xca62c1d6;
+		t = rol(a, 5) + f + e + k + w[i & 15];
+		e = d, d = c, c = rol(b, 30), b = a, a = t;
+	}
+	h[0] += a, h[1] += b, h[2] += c, h[3] += d, h[4] += e;
+}
+
+static void base64(char *out, const uint8_t *p, size_t n) {
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+	size_t i;
+	for (i = 0; i < n; i += 3) {
+		uint32_t v = (uint32_t)p[i] << 16 | (i + 1 < n ? (uint32_t)p[i + 1] << 8 : 0) | (i + 2 < n ? p[i + 2] : 0);
+		*out++ = digits[v >> 18];
+		*out++ = digits[v >> 12 & 63];
+		*out++ = i + 1 < n ? digits[v >> 6 & 63] : '=';
+		*out++ = i + 2 < n ? digits[v & 63] : '=';
+	}
+	*out = 0;
+}
+
+/* accept_of is what the edge has to answer to a key (RFC 6455 §4.2.2): out has room
+ * for 29 bytes. */
+static void accept_of(char *out, const uint8_t key[16]) {
+	uint32_t h[5] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0};
+	uint8_t block[64], sum[20];
+	unsigned i;
+	char text[25];
+	base64(text, key, 16);
+	memcpy(block, text, 24);
+	memcpy(block + 24, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11", 36);
+	memset(block + 60, 0, 4);
+	block[60] = 0x80;
+	sha1_block(h, block);
+	memset(block, 0, 62);
+	block[62] = 480 >> 8, block[63] = 480 & 255; /* bits of 24 + 36 bytes */
+	sha1_block(h, block);
+	for (i = 0; i < 5; i++)
+		put32(sum + 4 * i, h[i]);
+	base64(out, sum, 20);
+}
+
+/* ---- What is sent ---- */
+
+static int plain(const struct iott *c) { return !c->tls; }
+
+/* frame puts one whole WebSocket frame of two pieces behind what waits in tx; 0 if there
+ * is no room for it. */
+static int frame(struct iott *c, struct iott_socket *k, int op, const void *a, size_t an, const void *b, size_t bn) {
+	size_t n = an + bn, head = n < 126 ? 6 : 8, i;
+	uint8_t *p, *mask;
+	if (n > 0xffff || k->tx_cap - k->tx_len < head + n)
+		return 0;
+	p = k->tx + k->tx_len;
+	*p++ = (uint8_t)(0x80 | op);
+	if (n < 126) {
+		*p++ = (uint8_t)(0x80 | n);
+	} else {
+		*p++ = 0x80 | 126;
+		*p++ = (uint8_t)(n >> 8);
+		*p++ = (uint8_t)n;
+	}
+	mask = p;
+	c->cfg->net->random(c->cfg->net->ctx, mask, 4);
+	p += 4;
+	if (an)
+		memcpy(p, a, an);
+	if (bn)
+		memcpy(p + an, b, bn);
+	for (i = 0; i < n; i++)
+		p[i] ^= mask[i & 3];
+	k->tx_len += (uint32_t)(head + n);
+	return 1;
+}
+
+static void hang_up(struct iott *c, struct iott_socket *k, int reset) {
+	if (k->sock >= 0)
+		c->cfg->net->close(c->cfg->net->ctx, k->sock, reset);
+	k->sock = -1;
+	k->state = S_NONE;
+	k->rx_len = k->tx_len = 0;
+}
+
+/* say_goodbye has a close frame sent, once. */
+static void say_goodbye(struct iott_socket *k, int code) {
+	if (k->send_code == 0) {
+		k->send_code = (uint16_t)code;
+		k->pending |= P_CLOSE;
+	}
+}
+
+static void dial(struct iott *c, struct iott_socket *k) {
+	uint8_t *rx = k->rx, *tx = k->tx;
+	uint32_t rx_cap = k->rx_cap, tx_cap = k->tx_cap;
+	memset(k, 0, sizeof *k);
+	k->rx = rx, k->tx = tx, k->rx_cap = rx_cap, k->tx_cap = tx_cap;
+	k->since = k->heard = c->now;
+	k->state = S_DIAL;
+	k->sock = c->cfg->net->open(c->cfg->net->ctx, c->host, c->port, c->tls);
+	if (k->sock < 0)
+		k->sock = -1;
+	c->cfg->net->random(c->cfg->net->ctx, k->key, sizeof k->key);
+}
+
+static char *decimal(char *out, uint32_t n) {
+	char digits[11];
+	unsigned i = 0;
+	do
+		digits[i++] = (char)('0' + n % 10);
+	while ((n /= 10) != 0);
+	while (i > 0)
+		*out++ = digits[--i];
+	*out = 0;
+	return out;
+}
+
+/* part is the i-th piece of a request; NULL after the last. scratch has 40 bytes. */
+static const char *part(struct iott *c, const struct iott_socket *k, unsigned i, char *scratch) {
+	static const char *const kinds[] = {"", "/http", "/https", "/tcp"};
+	const struct iott_config *cfg = c->cfg;
+	const struct iott_stream *s = NULL;
+	unsigned n = cfg->nports;
+	if (k != &c->control)
+		for (i += 7, s = c->streams; s->socket != k; s++)
+			;
+	if (i < 7) {
+		switch (i) {
+		case 0: return "GET /.iottunnel/v1/control?device=";
+		case 1: return cfg->device;
+		case 2: return "&instance=";
+		case 3: return c->instance;
+		case 4:
+			if (cfg->heartbeat_s == 0)
+				return "";
+			memcpy(scratch, "&heartbeat=", 11);
+			decimal(scratch + 11, cfg->heartbeat_s);
+			return scratch;
+		case 5:
+			memcpy(scratch, "&streams=", 9);
+			decimal(scratch + 9, cfg->streams);
+			return scratch;
+		default: return "&ports=";
+		}
+	}
+	if (s != NULL) {
+		switch (i) {
+		case 7: return "GET ";
+		case 8: return c->transfer;
+		case 9: return "&id=";
+		case 10: return s->id;
+		}
+		i -= 11;
+	} else {
+		i -= 7;
+		if (i < n) {
+			char *p = scratch;
+			if (i > 0)
+				*p++ = ',';
+			strcpy(decimal(p, cfg->ports[i].number), kinds[cfg->ports[i].kind]);
+			return scratch;
+		}
+		i -= n;
+		if (cfg->profile == IOTT_INLINE) {
+			switch (i) {
+			case 0: return "&caps=early,inline&message_max=512&early=";
+			case 1: decimal(scratch, c->window); return scratch;
+			case 2: scratch[0] = ','; decimal(scratch + 1, c->window * cfg->streams); return scratch;
+			}
+			i -= 3;
+		}
+	}
+	switch (i) {
+	case 0: return " HTTP/1.1\r\nHost: ";
+	case 1: return c->host;
+	case 2:
+		if (c->port == (c->tls ? 443 : 80))
+			return "";
+		scratch[0] = ':';
+		decimal(scratch + 1, c->port);
+		return scratch;
+	case 3: return "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ";
+	case 4: base64(scratch, k->key, 16); return scratch;
+	case 5: return "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: iottunnel.v1";
+	case 6: return s != NULL || cfg->token != NULL ? "\r\nAuthorization: Bearer " : "";
+	case 7: return s != NULL ? c->secret : cfg->token != NULL ? cfg->token : "";
+	case 8: return "\r\n\r\n";
+	}
+	return NULL;
+}
+
+/* ask puts as much of the request into tx as there is room; 1 when all of it is there. */
+static int ask(struct iott *c, struct iott_socket *k) {
+	for (;;) {
+		char scratch[40];
+		const char *p = part(c, k, k->part, scratch);
+		size_t n;
+		if (p == NULL)
+			return 1;
+		n = least((uint32_t)strlen(p + k->part_at), k->tx_cap - k->tx_len);
+		memcpy(k->tx + k->tx_len, p + k->part_at, n);
+		k->tx_len += (uint32_t)n;
+		k->part_at = (uint16_t)(k->part_at + n);
+		if (p[k->part_at] != 0)
+			return 0;
+		k->part++;
+		k->part_at = 0;
+	}
+}
+
+/* flush sends what waits in tx; IOTT_FAILED if that cannot be. */
+static int flush(struct iott *c, struct iott_socket *k) {
+	while (k->tx_len > 0) {
+		long n = c->cfg->net->send(c->cfg->net->ctx, k->sock, k->tx, k->tx_len);
+		if (n < 0)
+			return IOTT_FAILED;
+		if (n == 0)
+			return 0;
+		k->tx_len -= (uint32_t)n;
+		memmove(k->tx, k->tx + n, k->tx_len);
+	}
+	return 0;
+}
+
+/* ---- Streams ---- */
+
+static struct iott_stream *stream_of(struct iott *c, uint32_t number) {
+	unsigned i;
+	for (i = 0; i < c->cfg->streams; i++)
+		if (c->streams[i].state != T_FREE && c->streams[i].number == number && !(c->streams[i].pending & W_RESET))
+			return &c->streams[i];
+	return NULL;
+}
+
+static int index_of(const struct iott *c, const struct iott_stream *s) { return (int)(s - c->streams); }
+
+/* give_up tells the program that a stream is over, and something may be lost. */
+static void give_up(struct iott *c, struct iott_stream *s) {
+	int live = s->state == T_LIVE;
+	s->state = T_GONE;
+	if (live)
+		c->cfg->on_abort(c->cfg->user, index_of(c, s));
+}
+
+/* release makes room for another stream. */
+static void release(struct iott *c, struct iott_stream *s) {
+	if (s->socket != NULL)
+		hang_up(c, s->socket, 0);
+	s->state = T_FREE;
+	s->pending = 0;
+}
+
+/* break_off ends a stream that cannot go on. */
+static void break_off(struct iott *c, struct iott_stream *s) {
+	give_up(c, s);
+	if (s->socket != NULL) {
+		hang_up(c, s->socket, 1);
+		if (!(s->pending & W_REFUSED))
+			release(c, s);
+	} else if (!(s->pending & W_REFUSED)) {
+		s->pending = W_RESET;
+	}
+}
+
+/* settle ends a stream both directions of which have ended. */
+static void settle(struct iott *c, struct iott_stream *s) {
+	if (s->in != D_ENDED || s->out != D_ENDED || s->state == T_FREE)
+		return;
+	if (s->state == T_LIVE) {
+		s->state = T_GONE;
+		if (c->cfg->on_over != NULL)
+			c->cfg->on_over(c->cfg->user, index_of(c, s));
+	}
+	if (s->socket != NULL) {
+		s->socket->since = c->now;
+		say_goodbye(s->socket, NORMAL); /* 6.6 */
+	} else if (s->pending == 0) {
+		release(c, s);
+	}
+}
+
+/* offer gives the program what is held for it. */
+static void offer(struct iott *c, struct iott_stream *s) {
+	while (s->state == T_LIVE && s->hold_len > 0) {
+		uint32_t run = least(s->hold_len, c->window - s->hold_at);
+		size_t n = c->cfg->on_data(c->cfg->user, index_of(c, s), s->hold + s->hold_at, run);
+		if (n > run)
+			n = run;
+		s->hold_at = (s->hold_at + (uint32_t)n) % c->window;
+		s->hold_len -= (uint32_t)n;
+		if (s->in == D_OPEN)
+			s->freed += (uint32_t)n;
+		if (n < run)
+			return;
+	}
+	if (s->state == T_LIVE && s->in == D_ENDING && s->hold_len == 0) {
+		s->in = D_ENDED;
+		c->cfg->on_end(c->cfg->user, index_of(c, s));
+		settle(c, s);
+	}
+}
+
+/* begin makes a stream of an open. */
+static void begin(struct iott *c, uint32_t number, uint16_t port, const char *id, const char *from, uint32_t early) {
+	struct iott_stream *s = NULL;
+	struct iott_socket *socket;
+	uint8_t *hold;
+	unsigned i;
+	for (i = 0; i < c->cfg->streams && s == NULL; i++)
+		if (c->streams[i].state == T_FREE)
+			s = &c->streams[i];
+	if (s == NULL) { /* one that the edge takes for over is about to be */
+		if (c->late_stream == 0) {
+			c->late_stream = number, c->late_port = port, c->late_since = c->now, c->late_early = early;
+			strcpy(c->late_id, id);
+			strcpy(c->late_from, from);
+		}
+		return;
+	}
+	socket = s->socket, hold = s->hold;
+	memset(s, 0, sizeof *s);
+	s->socket = socket, s->hold = hold;
+	s->state = T_LIVE;
+	s->number = number, s->port = port, s->credit = early, s->since = c->now;
+	strcpy(s->id, id);
+	for (i = 0; i < c->cfg->nports && c->cfg->ports[i].number != port; i++)
+		;
+	if (i == c->cfg->nports) {
+		s->state = T_GONE;
+		s->pending = W_REFUSED;
+		s->reason = "no such port";
+		return;
+	}
+	if (c->cfg->on_open(c->cfg->user, index_of(c, s), port, from) != 0) {
+		if (s->state == T_LIVE)
+			iott_refuse(c, index_of(c, s), "not served");
+		s->state = T_GONE;
+		return;
+	}
+	if (s->state == T_LIVE && s->socket != NULL)
+		dial(c, s->socket);
+}
+
+/* violated counts what 10.9 and 12.3 forbid; the stream goes. */
+static int violated(struct iott *c, struct iott_stream *s) {
+	break_off(c, s);
+	return ++c->breaches >= BREACHES ? PROTOCOL : 0;
+}
+
+/* take_frame takes a piece of a frame on the control socket (9). It returns 0, or the code
+ * to close with. */
+static int take_frame(struct iott *c, const uint8_t *p, size_t n, int last) {
+	struct iott_stream *s;
+	c->frame_size += (uint32_t)n;
+	if (c->frame_size > FRAME_MAX)
+		return PROTOCOL;
+	while (n > 0 && c->frame_len < 5)
+		c->frame[c->frame_len++] = *p++, n--;
+	if (c->frame_len < 5)
+		return last ? PROTOCOL : 0;
+	if (get32(c->frame + 1) == 0)
+		return PROTOCOL;
+	s = stream_of(c, get32(c->frame + 1));
+	switch (c->frame[0]) {
+	case DATA:
+		if (last && c->frame_size == 5)
+			return PROTOCOL;
+		if (s == NULL || n == 0)
+			return 0;
+		if (s->in != D_OPEN || n > c->window - s->hold_len - s->freed)
+			return violated(c, s);
+		if (s->state != T_LIVE)
+			return 0;
+		while (n > 0) {
+			uint32_t at = (s->hold_at + s->hold_len) % c->window, run = least((uint32_t)n, c->window - at);
+			memcpy(s->hold + at, p, run);
+			s->hold_len += run;
+			p += run, n -= run;
+		}
+		s->since = c->now;
+		return 0;
+	case CREDIT:
+		while (n > 0 && c->frame_len < 9)
+			c->frame[c->frame_len++] = *p++, n--;
+		if (n > 0)
+			return PROTOCOL;
+		if (!last)
+			return 0;
+		if (c->frame_len != 9 || get32(c->frame + 5) == 0 || get32(c->frame + 5) > 1048576)
+			return PROTOCOL;
+		if (s == NULL || s->out != D_OPEN)
+			return 0;
+		if (get32(c->frame + 5) > s->due)
+			return violated(c, s);
+		s->due -= get32(c->frame + 5);
+		s->credit += get32(c->frame + 5);
+		return 0;
+	case FIN:
+	case RESET:
+	case MOVE:
+		if (n > 0)
+			return PROTOCOL;
+		if (!last || s == NULL)
+			return 0;
+		if (c->frame[0] == RESET) {
+			give_up(c, s);
+			release(c, s);
+		} else if (c->frame[0] == MOVE || s->in != D_OPEN) {
+			return violated(c, s);
+		} else {
+			s->in = s->state == T_LIVE ? D_ENDING : D_ENDED;
+		}
+		return 0;
+	}
+	if (last && s != NULL) /* 9.3 */
+		break_off(c, s);
+	return 0;
+}
+
+/* ---- Messages (4.3): one flat object of JSON, character by character ---- */
+
+enum { J_START, J_KEY_OR_END, J_KEY, J_IN_KEY, J_COLON, J_VALUE, J_IN_STRING, J_IN_NUMBER, J_IN_WORD, J_NEXT, J_DONE, J_BAD };
+
+static void text_begin(struct iott_text *t) { memset(t, 0, offsetof(struct iott_text, pool)); }
+
+static void text_key(struct iott_text *t) {
+	t->field = FIELDS;
+	if (t->key_len < sizeof t->key) {
+		t->key[t->key_len] = 0;
+		for (t->field = 0; t->field < FIELDS && strcmp(t->key, field_names[t->field]) != 0; t->field++)
+			;
+	}
+	if (t->field < FIELDS && t->kinds[t->field] != K_NONE)
+		t->state = J_BAD; /* no name stands twice */
+}
+
+/* text_char takes one character of a string's content, decoded. */
+static void text_char(struct iott_text *t, unsigned code) {
+	char ch = code < 0x80 ? (char)code : '?'; /* all that counts is ASCII */
+	if (t->state == J_IN_KEY) {
+		if (t->key_len < sizeof t->key)
+			t->key[t->key_len++] = ch;
+	} else if (t->field < FIELDS) {
+		if (code == 0 || t->used + 1u >= sizeof t->pool)
+			t->kinds[t->field] = K_BAD;
+		else
+			t->pool[t->used++] = ch;
+	}
+}
+
+static void text_string(struct iott_text *t, uint8_t ch) {
+	if (t->escape == 0) {
+		if (ch == '\\')
+			t->escape = 1;
+		else if (ch < 0x20)
+			t->state = J_BAD;
+		else if (ch != '"')
+			text_char(t, ch);
+		else if (t->state == J_IN_KEY) {
+			t->state = J_COLON;
+			text_key(t);
+		} else {
+			if (t->field < FIELDS)
+				t->pool[t->used++] = 0;
+			t->state = J_NEXT;
+		}
+	} else if (t->escape == 1) {
+		static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+		const char *at = ch ? strchr(from, ch) : NULL;
+		t->escape = 0;
+		if (ch == 'u')
+			t->escape = 2, t->code = 0;
+		else if (at != NULL)
+			text_char(t, (uint8_t)to[at - from]);
+		else
+			t->state = J_BAD;
+	} else {
+		unsigned digit = ch >= '0' && ch <= '9' ? ch - '0' + 0u : (ch | 32) >= 'a' && (ch | 32) <= 'f' ? (ch | 32) - 'a' + 10u : 16;
+		if (digit == 16) {
+			t->state = J_BAD;
+			return;
+		}
+		t->code = (uint16_t)(t->code << 4 | digit);
+		if (++t->escape == 6) {
+			t->escape = 0;
+			text_char(t, t->code);
+		}
+	}
+}
+
+static void text_number(struct iott_text *t) {
+	if (t->field < FIELDS && t->kinds[t->field] != K_BAD) {
+		t->kinds[t->field] = K_NUMBER;
+		if (t->number > UINT32_MAX && t->field != F_LEASE)
+			t->kinds[t->field] = K_BAD;
+		t->numbers[t->field] = t->number > UINT32_MAX ? UINT32_MAX : (uint32_t)t->number;
+	}
+	t->state = J_NEXT;
+}
+
+static void text_value(struct iott_text *t, uint8_t ch) {
+	t->key_len = 0;
+	if (ch == '"') {
+		t->state = J_IN_STRING;
+		if (t->field < FIELDS) {
+			t->kinds[t->field] = K_STRING;
+			t->at[t->field] = t->used;
+		}
+	} else if ((ch >= '0' && ch <= '9') || ch == '-') {
+		t->state = J_IN_NUMBER;
+		t->number = 0;
+		t->kind = 0; /* digits of the integer part; 0x80: not an integer of this document */
+		if (ch == '-')
+			t->kind = 0x80;
+		else
+			t->number = ch - '0' + 0u, t->kind = 1;
+		if (t->kind & 0x80 && t->field < FIELDS)
+			t->kinds[t->field] = K_BAD;
+	} else if (ch == 't' || ch == 'f' || ch == 'n') {
+		t->state = J_IN_WORD;
+		t->key[t->key_len++] = (char)ch;
+		if (t->field < FIELDS)
+			t->kinds[t->field] = K_OTHER;
+	} else {
+		t->state = J_BAD;
+	}
+}
+
+static int is_space(uint8_t ch) { return ch == ' ' || ch == '\t' || ch == '\n' || ch == '\r'; }
+
+static void text_byte(struct iott_text *t, uint8_t ch) {
+	switch (t->state) {
+	case J_IN_KEY:
+	case J_IN_STRING:
+		text_string(t, ch);
+		return;
+	case J_IN_NUMBER:
+		if (ch >= '0' && ch <= '9') {
+			if (t->kind == 1 && t->number == 0 && t->escape == 0) {
+				t->state = J_BAD; /* a leading zero */
+				return;
+			}
+			if (t->number < (uint64_t)1 << 58)
+				t->number = t->number * 10 + (ch - '0');
+			if ((t->kind & 0x7f) < 0x7f)
+				t->kind++;
+			return;
+		}
+		if (ch == '.' || ch == 'e' || ch == 'E' || ch == '+' || ch == '-') {
+			t->escape = 7; /* a number, but none of this document */
+			if (t->field < FIELDS)
+				t->kinds[t->field] = K_BAD;
+			return;
+		}
+		t->escape = 0;
+		text_number(t);
+		break;
+	case J_IN_WORD:
+		if (ch >= 'a' && ch <= 'z') {
+			if (t->key_len < sizeof t->key - 1)
+				t->key[t->key_len++] = (char)ch;
+			return;
+		}
+		t->key[t->key_len] = 0;
+		t->state = strcmp(t->key, "true") == 0 || strcmp(t->key, "false") == 0 || strcmp(t->key, "null") == 0 ? J_NEXT : J_BAD;
+		if (t->key[0] == 'n' && t->field < FIELDS)
+			t->kinds[t->field] = K_NONE; /* as if it were absent */
+		break;
+	}
+	if (is_space(ch))
+		return;
+	switch (t->state) {
+	case J_START: t->state = ch == '{' ? J_KEY_OR_END : J_BAD; return;
+	case J_KEY_OR_END:
+		if (ch == '}') {
+			t->state = J_DONE;
+			return;
+		}
+		/* fall through */
+	case J_KEY:
+		t->state = ch == '"' ? J_IN_KEY : J_BAD;
+		t->key_len = 0;
+		return;
+	case J_COLON: t->state = ch == ':' ? J_VALUE : J_BAD; return;
+	case J_VALUE: text_value(t, ch); return;
+	case J_NEXT: t->state = ch == ',' ? J_KEY : ch == '}' ? J_DONE : J_BAD; return;
+	}
+	t->state = J_BAD;
+}
+
+/* str is a field that is a string of 0x21 to 0x7e, of at most `most` characters; NULL if it
+ * is anything else. An absent one is empty. */
+static const char *str(const struct iott_text *t, int field, size_t most) {
+	const char *s, *p;
+	if (t->kinds[field] == K_NONE)
+		return "";
+	if (t->kinds[field] != K_STRING)
+		return NULL;
+	s = t->pool + t->at[field];
+	for (p = s; *p; p++)
+		if (*p < 0x21 || *p > 0x7e)
+			return NULL;
+	return (size_t)(p - s) <= most ? s : NULL;
+}
+
+/* number reads a field from `from` to `to`; 0 if it is not such a number. An absent one
+ * counts as 0. */
+static int number(const struct iott_text *t, int field, uint32_t from, uint32_t to, uint32_t *n) {
+	*n = 0;
+	if (t->kinds[field] == K_NUMBER)
+		*n = t->numbers[field];
+	else if (t->kinds[field] != K_NONE)
+		return 0;
+	return *n >= from && *n <= to;
+}
+
+static int is_id(const char *s) {
+	size_t n = 0;
+	for (; s != NULL && ((*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'f')); s++)
+		n++;
+	return s != NULL && *s == 0 && n == 32;
+}
+
+static int has_cap(const char *list, const char *cap) {
+	size_t n = strlen(cap);
+	while (*list) {
+		const char *end = strchr(list, ',');
+		size_t len = end ? (size_t)(end - list) : strlen(list);
+		if (len == n && memcmp(list, cap, n) == 0)
+			return 1;
+		list += len + (end != NULL);
+	}
+	return 0;
+}
+
+static int take_ready(struct iott *c) {
+	const struct iott_text *t = &c->text;
+	const char *tunnel = str(t, F_TUNNEL, 32), *caps = str(t, F_CAPS, sizeof t->pool), *label = str(t, F_LABEL, 63);
+	const char *hostname = str(t, F_HOSTNAME, 253), *transfer = str(t, F_TRANSFER, 512), *secret = str(t, F_SECRET, 128);
+	uint32_t heartbeat, streams, most, early = 0, total = 0, lease;
+	struct iott_ready r;
+	int with_early;
+	if (!is_id(tunnel) || caps == NULL || label == NULL || hostname == NULL || transfer == NULL || secret == NULL)
+		return PROTOCOL;
+	with_early = has_cap(caps, "early");
+	if (!number(t, F_HEARTBEAT, 1, 900, &heartbeat) || !number(t, F_STREAMS, 1, 65535, &streams) ||
+	    !number(t, F_MESSAGE_MAX, 512, 1048576, &most) || !number(t, F_LEASE, 0, UINT32_MAX, &lease) ||
+	    !number(t, F_EARLY, with_early, 1048576, &early) || !number(t, F_EARLY_TOTAL, with_early, 1073741824, &total))
+		return PROTOCOL;
+	if (transfer[0] != '/' || transfer[1] == '/' || strchr(transfer, '?') == NULL || strchr(transfer, '#') != NULL || !*secret)
+		return PROTOCOL;
+	if (c->cfg->profile == IOTT_INLINE && !(with_early && has_cap(caps, "inline")))
+		return -1; /* an edge that cannot do it */
+	strcpy(c->transfer, transfer);
+	strcpy(c->secret, secret);
+	c->heartbeat_ms = heartbeat * 1000;
+	r.label = label, r.hostname = hostname, r.heartbeat_s = heartbeat, r.streams = streams;
+	if (!c->greeted)
+		c->up_at = c->now;
+	c->greeted = 1;
+	if (c->cfg->on_ready != NULL)
+		c->cfg->on_ready(c->cfg->user, &r);
+	return 0;
+}
+
+static int take_port(struct iott *c) {
+	const struct iott_text *t = &c->text;
+	const char *url = str(t, F_URL, 512), *addr = str(t, F_ADDR, 512), *kind = str(t, F_KIND, 512);
+	uint32_t port;
+	if (!number(t, F_PORT, 1, 65535, &port) || url == NULL || addr == NULL || kind == NULL || !*kind)
+		return PROTOCOL;
+	if (c->cfg->on_address != NULL && (*url || *addr))
+		c->cfg->on_address(c->cfg->user, (uint16_t)port, *url ? url : addr);
+	return 0;
+}
+
+static int take_open(struct iott *c) {
+	const struct iott_text *t = &c->text;
+	const char *id = str(t, F_ID, 32), *from = str(t, F_FROM, 64);
+	uint32_t stream, port, early;
+	int inl = c->cfg->profile == IOTT_INLINE;
+	if (!number(t, F_STREAM, 1, UINT32_MAX, &stream) || !number(t, F_PORT, 1, 65535, &port) || !is_id(id) || from == NULL ||
+	    !number(t, F_EARLY, (uint32_t)inl, inl ? c->window : UINT32_MAX, &early) || stream_of(c, stream) != NULL)
+		return PROTOCOL;
+	if (!c->greeted)
+		return PROTOCOL;
+	begin(c, stream, (uint16_t)port, id, from, early);
+	return 0;
+}
+
+/* take_message acts on a text message on the control socket. It returns 0, or the code to
+ * close with; -1: this edge will not do. */
+static int take_message(struct iott *c) {
+	struct iott_text *t = &c->text;
+	const char *type;
+	uint32_t within;
+	if (t->state != J_DONE || t->kinds[F_TYPE] != K_STRING)
+		return PROTOCOL;
+	type = t->pool + t->at[F_TYPE];
+	if (*type == 0 || (strcmp(type, "ready") != 0 && t->len > 512))
+		return PROTOCOL;
+	if (strcmp(type, "ready") == 0)
+		return take_ready(c);
+	if (strcmp(type, "port") == 0)
+		return take_port(c);
+	if (strcmp(type, "open") == 0)
+		return take_open(c);
+	if (strcmp(type, "drain") == 0) {
+		if (!number(t, F_WITHIN, 0, 86400, &within))
+			return PROTOCOL;
+		if (!c->draining) {
+			c->draining = 1;
+			c->drain_at = c->now + random_below(c, within * 1000 + 1);
+		}
+	}
+	return 0;
+}
+
+/* ---- What is received ---- */
+
+static struct iott_stream *owner(struct iott *c, const struct iott_socket *k) {
+	unsigned i;
+	for (i = 0; i < c->cfg->streams; i++)
+		if (c->streams[i].socket == k)
+			return &c->streams[i];
+	return NULL;
+}
+
+/* message_piece takes n bytes of a message's payload, of which `last` says that they are the
+ * end. It returns how many were taken, or minus the code to close with. */
+static long message_piece(struct iott *c, struct iott_socket *k, const uint8_t *p, size_t n, int last) {
+	struct iott_stream *s;
+	size_t i, taken;
+	int bad;
+	if (k == &c->control) {
+		if (k->message == OP_TEXT) {
+			for (i = 0; i < n; i++)
+				text_byte(&c->text, p[i]);
+			c->text.len = (uint16_t)(c->text.len + n);
+			if (c->text.len > TEXT_MAX)
+				return -TOO_BIG;
+			bad = last ? take_message(c) : 0;
+		} else {
+			bad = c->cfg->profile == IOTT_INLINE && c->greeted ? take_frame(c, p, n, last) : PROTOCOL;
+		}
+		return bad < 0 ? -PROTOCOL : bad ? -bad : (long)n;
+	}
+	s = owner(c, k);
+	if (k->message != OP_BINARY || s->in != D_OPEN)
+		return -PROTOCOL;
+	if (s->state != T_LIVE)
+		return (long)n;
+	s->since = c->now;
+	if (n == 0 && last && k->fin == 2) { /* the whole message was empty (6.5) */
+		s->in = D_ENDED;
+		c->cfg->on_end(c->cfg->user, index_of(c, s));
+		settle(c, s);
+		return 0;
+	}
+	if (n == 0)
+		return 0;
+	taken = c->cfg->on_data(c->cfg->user, index_of(c, s), p, n);
+	return (long)(taken < n ? taken : n);
+}
+
+/* control_frame acts on a ping, pong or close frame that is there in whole. */
+static int control_frame(struct iott_socket *k) {
+	switch (k->opcode) {
+	case OP_PING:
+		memcpy(k->pong, k->side, k->side_len);
+		k->pong_len = k->side_len;
+		k->pending |= P_PONG;
+		return 0;
+	case OP_PONG: return 0;
+	}
+	k->got_close = 1;
+	if (k->side_len == 1)
+		return BROKEN;
+	k->close_code = k->side_len ? (uint16_t)(k->side[0] << 8 | k->side[1]) : 1005;
+	return 0;
+}
+
+/* frames takes what it can of n bytes of WebSocket frames. It returns how many bytes that
+ * were, or minus the code to close with. */
+static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size_t n) {
+	size_t at = 0;
+	while (!k->got_close && k->state == S_OPEN) {
+		size_t want, run;
+		if (!k->reading) {
+			uint8_t op;
+			want = k->head_len < 2 ? 2 : (k->head[1] & 127) == 126 ? 4 : (k->head[1] & 127) == 127 ? 10 : 2;
+			while (k->head_len < want && at < n) {
+				k->head[k->head_len++] = p[at++];
+				if (k->head_len == 2)
+					want = (k->head[1] & 127) == 126 ? 4 : (k->head[1] & 127) == 127 ? 10 : 2;
+			}
+			if (k->head_len < want)
+				return (long)at;
+			op = k->head[0] & 15;
+			k->left = want == 2 ? k->head[1] & 127u : want == 4 ? (uint32_t)(k->head[2] << 8 | k->head[3]) : get32(k->head + 6);
+			if (k->head[0] & 0x70 || k->head[1] & 0x80 || (op > OP_BINARY && op < OP_CLOSE) || op > OP_PONG)
+				return -BROKEN;
+			if (want == 10 && (get32(k->head + 2) != 0 || k->left > 1048576))
+				return -TOO_BIG;
+			if (op >= OP_CLOSE && (!(k->head[0] & 0x80) || k->left > 125))
+				return -BROKEN;
+			if (op < OP_CLOSE && (op == OP_CONT) != (k->message != 0))
+				return -BROKEN;
+			k->opcode = op;
+			k->reading = 1;
+			k->head_len = 0;
+			k->side_len = 0;
+			if (op == OP_TEXT || op == OP_BINARY) {
+				k->message = op;
+				k->fin = 2; /* nothing of the message has come */
+				if (k == &c->control) {
+					text_begin(&c->text);
+					c->frame_len = 0, c->frame_size = 0;
+				}
+			}
+		}
+		run = least((uint32_t)(n - at), k->left);
+		if (k->opcode >= OP_CLOSE) {
+			int bad;
+			memcpy(k->side + k->side_len, p + at, run);
+			k->side_len = (uint8_t)(k->side_len + run);
+			at += run, k->left -= (uint32_t)run;
+			if (k->left > 0)
+				return (long)at;
+			k->reading = 0;
+			if ((bad = control_frame(k)) != 0)
+				return -bad;
+		} else {
+			int last = k->left == run && k->head[0] & 0x80;
+			long took = message_piece(c, k, p + at, run, last);
+			if (took < 0)
+				return took;
+			if (took > 0)
+				k->fin = 0;
+			at += (size_t)took, k->left -= (uint32_t)took;
+			if (k->left > 0)
+				return (long)at;
+			k->reading = 0;
+			if (k->head[0] & 0x80)
+				k->message = 0;
+		}
+		if (at == n)
+			break;
+	}
+	return (long)at;
+}
+
+static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
+
+/* same compares without regard to case; up to n characters of a with all of b. */
+static int same(const char *a, size_t n, const char *b) {
+	while (n > 0 && *b && lower(*a) == lower(*b))
+		a++, b++, n--;
+	return n == 0 && *b == 0;
+}
+
+static int has_token(const char *list, const char *token) {
+	while (*list) {
+		const char *end;
+		size_t n;
+		while (*list == ' ' || *list == '\t' || *list == ',')
+			list++;
+		for (end = list; *end && *end != ','; end++)
+			;
+		for (n = (size_t)(end - list); n > 0 && (list[n - 1] == ' ' || list[n - 1] == '\t'); n--)
+			;
+		if (n > 0 && same(list, n, token))
+			return 1;
+		list = end;
+	}
+	return 0;
+}
+
+/* header takes one line of an answer. */
+static void header(struct iott_socket *k, char *line) {
+	char *value = strchr(line, ':'), accept[29];
+	size_t n, end;
+	if (value == NULL)
+		return;
+	n = (size_t)(value - line);
+	for (*value++ = 0; *value == ' ' || *value == '\t'; value++)
+		;
+	for (end = strlen(value); end > 0 && (value[end - 1] == ' ' || value[end - 1] == '\t'); end--)
+		value[end - 1] = 0;
+	if (same(line, n, "upgrade")) {
+		k->seen |= has_token(value, "websocket") ? H_UPGRADE : 0;
+	} else if (same(line, n, "connection")) {
+		k->seen |= has_token(value, "upgrade") ? H_CONNECTION : 0;
+	} else if (same(line, n, "sec-websocket-accept")) {
+		accept_of(accept, k->key);
+		k->seen |= strcmp(value, accept) == 0 ? H_ACCEPT : H_WRONG;
+	} else if (same(line, n, "sec-websocket-protocol")) {
+		k->seen |= strcmp(value, "iottunnel.v1") == 0 ? H_PROTOCOL : H_WRONG;
+	} else if (same(line, n, "sec-websocket-extensions")) {
+		k->seen |= H_WRONG;
+	} else if (same(line, n, "retry-after")) {
+		for (k->retry_s = 0; *value >= '0' && *value <= '9' && k->retry_s < 100000; value++)
+			k->retry_s = k->retry_s * 10 + (uint32_t)(*value - '0');
+	}
+}
+
+/* answer takes what it can of an answer to a handshake, up to its end. */
+static size_t answer(struct iott_socket *k, const uint8_t *p, size_t n) {
+	size_t at = 0;
+	while (at < n && !(k->seen & H_END)) {
+		char *line = (char *)k->side;
+		char ch = (char)p[at++];
+		if (ch == '\r')
+			continue;
+		if (ch != '\n') {
+			if (k->side_len < sizeof k->side - 1) /* a longer line is none that counts */
+				line[k->side_len++] = ch;
+			continue;
+		}
+		line[k->side_len] = 0;
+		if (k->status == 0) {
+			if (k->side_len < 12 || memcmp(line, "HTTP/1.", 7) != 0) {
+				k->seen |= H_END | H_WRONG;
+				return at;
+			}
+			k->status = (uint16_t)((line[9] - '0') * 100 + (line[10] - '0') * 10 + (line[11] - '0'));
+		} else if (k->side_len == 0) {
+			k->seen |= H_END;
+		} else {
+			header(k, line);
+		}
+		k->side_len = 0;
+	}
+	return at;
+}
+
+/* receive reads a socket. It returns 0, a close code to end with as a positive number, or a
+ * negative result of the port. */
+static int receive(struct iott *c, struct iott_socket *k) {
+	unsigned rounds;
+	for (rounds = 0; rounds < ROUNDS && k->state != S_NONE; rounds++) {
+		long n = 0, used = 0;
+		if (k->rx_len < k->rx_cap && !k->got_close) {
+			n = c->cfg->net->recv(c->cfg->net->ctx, k->sock, k->rx + k->rx_len, k->rx_cap - k->rx_len);
+			if (n > 0) {
+				k->rx_len += (uint32_t)n;
+				k->heard = c->now;
+			}
+		}
+		if (k->state == S_ASK && k->rx_len > 0) {
+			used = (long)answer(k, k->rx, k->rx_len);
+			if (k->seen & H_END) {
+				if (k->status != 101 || (k->seen & (31)) != (H_UPGRADE | H_CONNECTION | H_ACCEPT | H_PROTOCOL))
+					return IOTT_FAILED;
+				k->state = S_OPEN;
+				k->since = c->now;
+				k->side_len = 0;
+			}
+		} else if (k->state == S_OPEN && (k->rx_len > 0 || k->reading)) {
+			used = frames(c, k, k->rx, k->rx_len);
+			if (used < 0)
+				return (int)-used;
+		}
+		if (k->state == S_NONE)
+			return 0;
+		k->rx_len -= (uint32_t)used;
+		memmove(k->rx, k->rx + used, k->rx_len);
+		if (n < 0)
+			return (int)n;
+		if (n == 0 && used == 0)
+			return 0;
+	}
+	c->more = 1;
+	return 0;
+}
+
+/* push sends what a socket has to say, and data after it. */
+static int push(struct iott *c, struct iott_socket *k) {
+	if (flush(c, k) < 0)
+		return IOTT_FAILED;
+	if (k->state == S_DIAL) {
+		int ready = k->sock < 0 ? IOTT_FAILED : c->cfg->net->ready(c->cfg->net->ctx, k->sock);
+		if (ready < 0)
+			return IOTT_FAILED;
+		if (!ready)
+			return 0;
+		k->state = S_ASK;
+		k->since = c->now;
+	}
+	if (k->state == S_ASK) {
+		while (!ask(c, k)) {
+			uint32_t before = k->tx_len;
+			if (flush(c, k) < 0)
+				return IOTT_FAILED;
+			if (k->tx_len == before)
+				return 0;
+		}
+		return flush(c, k);
+	}
+	if (k->pending & P_PONG && !k->sent_close && frame(c, k, OP_PONG, k->pong, k->pong_len, NULL, 0))
+		k->pending &= (uint8_t)~P_PONG;
+	return flush(c, k);
+}
+
+/* close_frame sends the close frame that is due; 1 when it is on its way. */
+static int close_frame(struct iott *c, struct iott_socket *k) {
+	uint8_t code[2];
+	if (k->pending & P_CLOSE) {
+		code[0] = (uint8_t)(k->send_code >> 8), code[1] = (uint8_t)k->send_code;
+		if (!frame(c, k, OP_CLOSE, code, 2, NULL, 0))
+			return 0;
+		k->pending = 0;
+		k->sent_close = 1;
+	}
+	return k->sent_close;
+}
+
+/* ---- A transfer socket (6) ---- */
+
+static void poll_transfer(struct iott *c, struct iott_stream *s) {
+	struct iott_socket *k = s->socket;
+	int bad, ended = s->in == D_ENDED && s->out == D_ENDED;
+	if (k->state == S_NONE)
+		return;
+	bad = push(c, k);
+	if (bad == 0 && k->state >= S_ASK) {
+		bad = receive(c, k);
+		if (s->state == T_FREE || k->state == S_NONE) /* the program has ended it meanwhile */
+			return;
+	}
+	ended = ended || (s->in == D_ENDED && s->out == D_ENDED);
+	if (bad > 0) {
+		say_goodbye(k, bad);
+		close_frame(c, k);
+		flush(c, k);
+		break_off(c, s);
+		return;
+	}
+	if (bad < 0 || (k->got_close && !ended)) {
+		if (ended) {
+			release(c, s);
+			return;
+		}
+		if (k->state <= S_ASK && s->state == T_LIVE && s->pending == 0) { /* never joined */
+			s->pending = W_REFUSED;
+			s->reason = "no transfer socket";
+		}
+		break_off(c, s);
+		return;
+	}
+	if (k->state == S_OPEN && s->out == D_ENDING && frame(c, k, OP_BINARY, NULL, 0, NULL, 0)) {
+		s->out = D_ENDED;
+		settle(c, s);
+	}
+	if (k->state == S_OPEN && close_frame(c, k) && k->got_close && k->tx_len == 0) {
+		release(c, s);
+		return;
+	}
+	if (flush(c, k) < 0 && !ended) {
+		break_off(c, s);
+		return;
+	}
+	if ((k->state == S_DIAL && since(c->now, k->since) > DIAL_TIME) || (k->state == S_ASK && since(c->now, k->since) > ANSWER_TIME)) {
+		s->pending = s->state == T_LIVE ? W_REFUSED : s->pending;
+		s->reason = "no transfer socket in time";
+		break_off(c, s);
+	} else if (s->in == D_ENDED && s->out == D_ENDED) {
+		if (since(c->now, k->since) > GRACE_TIME)
+			release(c, s);
+	} else if ((s->in == D_ENDED || s->out == D_ENDED) && since(c->now, s->since) > HALF_TIME) {
+		break_off(c, s);
+	}
+}
+
+/* ---- The control socket ---- */
+
+/* speak sends what streams have to say on the control socket: refusals, ends, resets and
+ * credit, in turn. It stops when there is no room. */
+static void speak(struct iott *c) {
+	struct iott_socket *k = &c->control;
+	unsigned i;
+	for (i = 0; i < c->cfg->streams; i++) {
+		struct iott_stream *s = &c->streams[(i + c->turn) % c->cfg->streams];
+		uint8_t head[9];
+		if (s->state == T_FREE)
+			continue;
+		if (s->pending & W_REFUSED) {
+			char text[192], *p = text;
+			memcpy(p, "{\"type\":\"refused\",\"stream\":", 27);
+			p = decimal(p + 27, s->number);
+			memcpy(p, ",\"reason\":\"", 11);
+			p += 11;
+			strncpy(p, s->reason, 100);
+			p[100] = 0;
+			p += strlen(p);
+			memcpy(p, "\"}", 2);
+			if (!frame(c, k, OP_TEXT, text, (size_t)(p + 2 - text), NULL, 0))
+				return;
+			s->pending = 0;
+			if (s->socket == NULL || s->socket->state == S_NONE) {
+				release(c, s);
+				continue;
+			}
+		}
+		if (s->socket != NULL)
+			continue;
+		put32(head + 1, s->number);
+		if (s->pending & W_RESET) {
+			head[0] = RESET;
+			if (!frame(c, k, OP_BINARY, head, 5, NULL, 0))
+				return;
+			release(c, s);
+			continue;
+		}
+		if (s->in == D_OPEN && s->freed >= (c->window + 1) / 2) {
+			head[0] = CREDIT;
+			put32(head + 5, s->freed);
+			if (!frame(c, k, OP_BINARY, head, 9, NULL, 0))
+				return;
+			s->freed = 0;
+		}
+		if (s->pending & W_FIN) {
+			head[0] = FIN;
+			if (!frame(c, k, OP_BINARY, head, 5, NULL, 0))
+				return;
+			s->pending = 0;
+			s->out = D_ENDED;
+			settle(c, s);
+		}
+	}
+	c->turn = (uint8_t)((c->turn + 1) % c->cfg->streams);
+}
+
+static uint32_t backoff(struct iott *c) {
+	uint32_t most = c->cfg->max_backoff_ms ? c->cfg->max_backoff_ms : 30000;
+	uint32_t bound = c->failures == 0 ? FIRST_RETRY : c->failures > 12 ? most : least(most, 1000u << (c->failures - 1));
+	if (c->failures < 255)
+		c->failures++;
+	return random_below(c, bound + 1);
+}
+
+/* down ends the tunnel, or an attempt, and plans the next one (5.5, 5.6). */
+static void down(struct iott *c, const char *why) {
+	struct iott_socket *k = &c->control;
+	struct iott_end end;
+	uint32_t most = c->cfg->max_backoff_ms ? c->cfg->max_backoff_ms : 30000, pause;
+	unsigned i;
+	end.status = k->seen & H_END && k->status != 101 ? k->status : 0;
+	end.code = k->close_code;
+	hang_up(c, k, 0);
+	if (c->greeted && since(c->now, c->up_at) >= HELD_TIME)
+		c->failures = 0;
+	if (end.status == 401 || end.status == 403 || (end.status >= 300 && end.status < 400) ||
+	    (end.code >= 4000 && end.code < 4100))
+		pause = SLOW_MIN + random_below(c, SLOW_SPAN + 1);
+	else if ((end.status == 429 || end.status == 503) && k->retry_s > 0) {
+		pause = least(k->retry_s, RETRY_MOST / 1000) * 1000;
+		pause += random_below(c, pause / 5 + 1);
+	} else if (end.status != 0 || (end.code >= 4100 && end.code < 4200))
+		pause = random_below(c, most + 1);
+	else if (!c->greeted && ++c->tried < c->cfg->nservers)
+		pause = 0; /* the next server, before any wait (5.7) */
+	else
+		pause = backoff(c);
+	if (c->greeted || pause > 0)
+		c->tried = 0;
+	c->server = (c->server + 1) % c->cfg->nservers;
+	c->state = c->stopping ? C_OVER : C_DOWN;
+	c->retry_at = c->now + pause;
+	c->late_stream = 0;
+	for (i = 0; i < c->cfg->streams; i++) {
+		struct iott_stream *s = &c->streams[i];
+		if (s->state == T_FREE)
+			continue;
+		s->pending = 0;
+		s->number = 0; /* of no tunnel any more */
+		if (s->socket == NULL || s->socket->state != S_OPEN || end.code == REPLACED || end.code == 4003 || c->stopping) {
+			give_up(c, s); /* 5.3, 10.10 */
+			if (s->socket != NULL)
+				hang_up(c, s->socket, 1);
+			release(c, s);
+		}
+	}
+	end.retry_ms = pause;
+	end.why = why;
+	if (c->cfg->on_down != NULL)
+		c->cfg->on_down(c->cfg->user, &end);
+}
+
+/* choose takes a server's URL apart. iott_init has checked it. */
+static const char *choose(struct iott *c, const char *url) {
+	const char *p, *end;
+	uint32_t port = 0;
+	size_t n;
+	if (strncmp(url, "wss://", 6) == 0)
+		c->tls = 1, p = url + 6;
+	else if (strncmp(url, "ws://", 5) == 0)
+		c->tls = 0, p = url + 5;
+	else
+		return "servers: a URL begins with wss:// or ws://";
+	end = strpbrk(p, ":/");
+	n = end ? (size_t)(end - p) : strlen(p);
+	if (n == 0 || n >= sizeof c->host)
+		return "servers: a URL has no host, or one that is too long";
+	memcpy(c->host, p, n);
+	c->host[n] = 0;
+	p += n;
+	c->port = c->tls ? 443 : 80;
+	if (*p == ':') {
+		for (p++; *p >= '0' && *p <= '9' && port < 65536; p++)
+			port = port * 10 + (uint32_t)(*p - '0');
+		if (port == 0 || port > 65535)
+			return "servers: a port is 1 to 65535";
+		c->port = (uint16_t)port;
+	}
+	if (*p != 0 && strcmp(p, "/") != 0)
+		return "servers: a URL has no path: wss://HOST or wss://HOST:PORT";
+	if (plain(c) && !c->cfg->allow_plaintext && strcmp(c->host, "localhost") != 0 && strncmp(c->host, "127.", 4) != 0)
+		return "servers: ws sends the token in clear: use wss, or set allow_plaintext";
+	return NULL;
+}
+
+static void poll_control(struct iott *c) {
+	struct iott_socket *k = &c->control;
+	int bad;
+	if (c->state == C_DOWN) {
+		if (since(c->now, c->retry_at) < 0)
+			return;
+		choose(c, c->cfg->servers[c->server]);
+		c->greeted = c->draining = c->breaches = 0;
+		c->state = C_DIAL;
+		dial(c, k);
+	}
+	bad = push(c, k);
+	if (bad == 0 && k->state >= S_ASK)
+		bad = receive(c, k);
+	if (bad > 0) {
+		say_goodbye(k, bad);
+		close_frame(c, k);
+		flush(c, k);
+		down(c, "the edge broke the protocol");
+		return;
+	}
+	if (bad < 0) {
+		down(c, k->state == S_DIAL ? "no connection" : k->state == S_ASK ? "no tunnel" : "the connection broke");
+		return;
+	}
+	if (k->got_close) { /* answered, whatever it was */
+		say_goodbye(k, k->close_code >= 1000 && k->close_code != 1005 ? k->close_code : NORMAL);
+		close_frame(c, k);
+		flush(c, k);
+		down(c, "the edge has closed the tunnel");
+		return;
+	}
+	if (k->state == S_OPEN) {
+		c->state = C_UP;
+		if (c->late_stream != 0) {
+			uint32_t number = c->late_stream;
+			c->late_stream = 0;
+			if (since(c->now, c->late_since) < LATE_TIME)
+				begin(c, number, c->late_port, c->late_id, c->late_from, c->late_early);
+		}
+		if (!k->sent_close)
+			speak(c);
+		if ((c->stopping || (c->draining && since(c->now, c->drain_at) >= 0)) && !k->sent_close)
+			say_goodbye(k, NORMAL);
+		if (close_frame(c, k) && k->tx_len == 0) {
+			down(c, c->stopping ? "stopped" : "the edge asked to come back");
+			return;
+		}
+		if (flush(c, k) < 0)
+			down(c, "the connection broke");
+		else if (!c->greeted && since(c->now, k->since) > READY_TIME)
+			down(c, "the edge did not say that the tunnel is up");
+		else if (c->greeted && since(c->now, k->heard) > (int32_t)(2 * c->heartbeat_ms + GRACE_TIME))
+			down(c, "nothing was heard from the edge");
+	} else if ((k->state == S_DIAL && since(c->now, k->since) > DIAL_TIME) || (k->state == S_ASK && since(c->now, k->since) > ANSWER_TIME)) {
+		down(c, "no answer in time");
+	} else if (c->stopping) {
+		down(c, "stopped");
+	}
+}
+
+/* ---- What the program calls ---- */
+
+static uint32_t window_of(const struct iott_config *cfg) { return cfg->buffer ? cfg->buffer : 1024; }
+
+size_t iott_memory(const struct iott_config *cfg) {
+	size_t n, window = window_of(cfg);
+	if (cfg->streams < 1 || cfg->streams > 32 || window < 64 || window > 32768)
+		return 0;
+	n = RX_CONTROL + TX_MIN + TX_RESERVE + cfg->streams * sizeof(struct iott_stream);
+	if (cfg->profile == IOTT_INLINE)
+		n += cfg->streams * window;
+	else
+		n += cfg->streams * (sizeof(struct iott_socket) + RX_STREAM + window + TX_RESERVE);
+	return n + 2 * sizeof(void *);
+}
+
+static void *carve(uint8_t **mem, size_t n) {
+	void *p = *mem;
+	*mem += n;
+	return p;
+}
+
+const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memory, size_t len) {
+	uint8_t *mem = memory, random[16];
+	const char *bad;
+	unsigned i;
+	if (cfg->net == NULL || cfg->on_open == NULL || cfg->on_data == NULL || cfg->on_end == NULL || cfg->on_abort == NULL)
+		return "net, on_open, on_data, on_end and on_abort are needed";
+	if (cfg->device == NULL || cfg->device[0] == 0 || strlen(cfg->device) > 63)
+		return "device: an id of 1 to 63 characters is needed";
+	for (i = 0; cfg->device[i]; i++)
+		if (!((cfg->device[i] >= 'a' && cfg->device[i] <= 'z') || (cfg->device[i] >= '0' && cfg->device[i] <= '9') || cfg->device[i] == '-'))
+			return "device: an id has a to z, 0 to 9 and -";
+	for (i = 0; cfg->token != NULL && cfg->token[i]; i++)
+		if (cfg->token[i] < 0x21 || cfg->token[i] > 0x7e)
+			return "token: only visible ASCII characters";
+	if (cfg->nports < 1 || cfg->nports > 32)
+		return "ports: 1 to 32";
+	for (i = 0; i < cfg->nports; i++)
+		if (cfg->ports[i].number == 0 || cfg->ports[i].kind > IOTT_TCP)
+			return "ports: a number is 1 to 65535, a kind one of enum iott_kind";
+	if (cfg->nservers < 1 || cfg->nservers > 200)
+		return "servers: at least one is needed";
+	if (cfg->heartbeat_s > 900)
+		return "heartbeat_s: at most 900";
+	if (iott_memory(cfg) == 0)
+		return "streams: 1 to 32; buffer: 64 to 32768";
+	if (memory == NULL || len < iott_memory(cfg))
+		return "memory: less than iott_memory wants";
+	memset(c, 0, sizeof *c);
+	c->cfg = cfg;
+	c->window = window_of(cfg);
+	for (i = 0; i < cfg->nservers; i++)
+		if ((bad = choose(c, cfg->servers[i])) != NULL)
+			return bad;
+	memset(memory, 0, iott_memory(cfg));
+	c->streams = carve(&mem, cfg->streams * sizeof *c->streams);
+	for (i = 0; i < cfg->streams && cfg->profile == IOTT_BASIC; i++) {
+		c->streams[i].socket = carve(&mem, sizeof *c->streams[i].socket);
+		c->streams[i].socket->sock = -1;
+	}
+	for (i = 0; i < cfg->streams; i++) {
+		struct iott_socket *k = c->streams[i].socket;
+		if (k == NULL) {
+			c->streams[i].hold = carve(&mem, c->window);
+			continue;
+		}
+		k->rx = carve(&mem, k->rx_cap = RX_STREAM);
+		k->tx = carve(&mem, k->tx_cap = c->window + TX_RESERVE);
+	}
+	c->control.sock = -1;
+	c->control.rx = carve(&mem, c->control.rx_cap = RX_CONTROL);
+	c->control.tx = carve(&mem, c->control.tx_cap = TX_MIN + TX_RESERVE);
+	cfg->net->random(cfg->net->ctx, random, sizeof random);
+	for (i = 0; i < 16; i++) {
+		c->instance[2 * i] = "0123456789abcdef"[random[i] >> 4];
+		c->instance[2 * i + 1] = "0123456789abcdef"[random[i] & 15];
+	}
+	c->server = random_below(c, cfg->nservers);
+	c->retry_at = 0;
+	c->state = C_DOWN;
+	return NULL;
+}
+
+uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
+	uint32_t wait = TICK;
+	unsigned i;
+	if (c->state == C_OVER)
+		return IOTT_OVER;
+	if (!c->begun) { /* the first time: whatever the clock says, begin now */
+		c->begun = 1;
+		c->retry_at = now_ms;
+	}
+	c->now = now_ms;
+	c->more = 0;
+	if (c->state == C_DOWN && c->stopping)
+		c->state = C_OVER;
+	else
+		poll_control(c);
+	for (i = 0; i < c->cfg->streams; i++) {
+		struct iott_stream *s = &c->streams[i];
+		if (s->socket != NULL)
+			poll_transfer(c, s);
+		else if (s->state != T_FREE)
+			offer(c, s);
+		if (s->state == T_LIVE && s->out == D_OPEN && s->wants && iott_writable(c, (int)i) > 0) {
+			s->wants = 0;
+			if (c->cfg->on_writable != NULL)
+				c->cfg->on_writable(c->cfg->user, (int)i);
+		}
+		if (s->state == T_LIVE && s->socket == NULL && (s->in == D_ENDED || s->out == D_ENDED) && since(c->now, s->since) > HALF_TIME)
+			break_off(c, s);
+	}
+	if (c->state == C_UP && !c->control.sent_close) { /* what callbacks have left to say */
+		speak(c);
+		flush(c, &c->control);
+	}
+	if (c->state == C_OVER)
+		return IOTT_OVER;
+	if (c->state == C_DOWN && since(c->retry_at, c->now) < TICK)
+		wait = since(c->retry_at, c->now) > 0 ? c->retry_at - c->now : 0;
+	for (i = 0; i < c->cfg->streams; i++)
+		if (c->streams[i].state == T_LIVE && c->streams[i].hold_len > 0)
+			wait = least(wait, 20);
+	return c->more ? 0 : wait;
+}
+
+static struct iott_stream *live(struct iott *c, int stream) {
+	if (stream < 0 || (unsigned)stream >= c->cfg->streams || c->streams[stream].state != T_LIVE)
+		return NULL;
+	return &c->streams[stream];
+}
+
+size_t iott_writable(const struct iott *c, int stream) {
+	const struct iott_stream *s = live((struct iott *)c, stream);
+	const struct iott_socket *k;
+	uint32_t room, head = 8;
+	if (s == NULL || s->out != D_OPEN || s->pending)
+		return 0;
+	k = s->socket != NULL ? s->socket : &c->control;
+	if (k->state != S_OPEN || k->send_code != 0)
+		return 0;
+	room = k->tx_cap - k->tx_len;
+	if (s->socket == NULL)
+		head += 5;
+	if (room <= head + TX_RESERVE)
+		return 0;
+	room -= head + TX_RESERVE;
+	return s->socket != NULL ? room : least(room, s->credit);
+}
+
+size_t iott_write(struct iott *c, int stream, const void *p, size_t n) {
+	struct iott_stream *s = live(c, stream);
+	size_t room = iott_writable(c, stream);
+	uint8_t head[5];
+	if (n > room) {
+		n = room;
+		if (s != NULL)
+			s->wants = 1;
+	}
+	if (n == 0)
+		return 0;
+	if (s->socket != NULL) {
+		frame(c, s->socket, OP_BINARY, p, n, NULL, 0);
+		flush(c, s->socket); /* what fails shows with the next poll */
+	} else {
+		head[0] = DATA;
+		put32(head + 1, s->number);
+		frame(c, &c->control, OP_BINARY, head, 5, p, n);
+		s->credit -= (uint32_t)n;
+		s->due += (uint32_t)n;
+		flush(c, &c->control);
+	}
+	s->since = c->now;
+	s->wrote = 1;
+	return n;
+}
+
+void iott_finish(struct iott *c, int stream) {
+	struct iott_stream *s = live(c, stream);
+	if (s == NULL || s->out != D_OPEN)
+		return;
+	s->out = D_ENDING;
+	if (s->socket == NULL)
+		s->pending |= W_FIN;
+}
+
+void iott_abort(struct iott *c, int stream) {
+	struct iott_stream *s = live(c, stream);
+	if (s == NULL)
+		return;
+	s->state = T_GONE; /* so that on_abort is not called */
+	break_off(c, s);
+}
+
+void iott_refuse(struct iott *c, int stream, const char *reason) {
+	struct iott_stream *s = live(c, stream);
+	if (s == NULL)
+		return;
+	if (s->number != 0 && !s->wrote && s->out == D_OPEN) {
+		s->pending = W_REFUSED;
+		s->reason = reason;
+	}
+	iott_abort(c, stream);
+}
+
+void iott_stop(struct iott *c) { c->stopping = 1; }

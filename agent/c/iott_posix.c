@@ -1,0 +1,176 @@
+#define _POSIX_C_SOURCE 200809L
+#include "iott_posix.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0
+#endif
+
+enum { ADDRESS_TIME = 60 }; /* seconds for which an address is kept */
+
+static long seconds(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (long)t.tv_sec;
+}
+
+uint32_t iott_posix_now(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint32_t)((uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000);
+}
+
+static int look_up(struct iott_posix *p, const char *host, uint16_t port) {
+	struct addrinfo hints, *list = NULL;
+	char service[6];
+	if (p->addr_len > 0 && p->port == port && strcmp(p->host, host) == 0 && seconds() - p->looked_up < ADDRESS_TIME)
+		return 0;
+	memset(&hints, 0, sizeof hints);
+	hints.ai_socktype = SOCK_STREAM;
+	snprintf(service, sizeof service, "%u", (unsigned)port);
+	if (strlen(host) >= sizeof p->host || getaddrinfo(host, service, &hints, &list) != 0 || list == NULL)
+		return IOTT_FAILED;
+	memcpy(&p->addr, list->ai_addr, list->ai_addrlen);
+	p->addr_len = list->ai_addrlen;
+	freeaddrinfo(list);
+	strcpy(p->host, host);
+	p->port = port;
+	p->looked_up = seconds();
+	return 0;
+}
+
+static int open_socket(void *ctx, const char *host, uint16_t port, int tls) {
+	struct iott_posix *p = ctx;
+	int i, fd, on = 1;
+	if (tls) /* that is iott_mbedtls's */
+		return IOTT_FAILED;
+	for (i = 0; i < IOTT_POSIX_SOCKETS && p->sockets[i].fd >= 0; i++)
+		;
+	if (i == IOTT_POSIX_SOCKETS || look_up(p, host, port) < 0)
+		return IOTT_FAILED;
+	fd = socket(p->addr.ss_family, SOCK_STREAM, 0);
+	if (fd < 0)
+		return IOTT_FAILED;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+	if (connect(fd, (struct sockaddr *)&p->addr, p->addr_len) < 0 && errno != EINPROGRESS) {
+		p->addr_len = 0; /* another address the next time */
+		close(fd);
+		return IOTT_FAILED;
+	}
+	memset(&p->sockets[i], 0, sizeof p->sockets[i]);
+	p->sockets[i].fd = fd;
+	p->sockets[i].connecting = 1;
+	return i;
+}
+
+static int ready(void *ctx, int sock) {
+	struct iott_posix *p = ctx;
+	struct pollfd fd;
+	int err = 0;
+	socklen_t len = sizeof err;
+	if (!p->sockets[sock].connecting)
+		return 1;
+	fd.fd = p->sockets[sock].fd;
+	fd.events = POLLOUT;
+	if (poll(&fd, 1, 0) != 1)
+		return 0;
+	if (getsockopt(fd.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0 || err != 0) {
+		p->addr_len = 0;
+		return IOTT_FAILED;
+	}
+	p->sockets[sock].connecting = 0;
+	return 1;
+}
+
+static int later(void) { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
+
+static long send_some(void *ctx, int sock, const void *b, size_t n) {
+	struct iott_posix *p = ctx;
+	long sent = send(p->sockets[sock].fd, b, n, MSG_NOSIGNAL);
+	if (sent >= 0)
+		return sent;
+	p->sockets[sock].full = 1;
+	return later() ? IOTT_AGAIN : IOTT_FAILED;
+}
+
+static long recv_some(void *ctx, int sock, void *b, size_t n) {
+	struct iott_posix *p = ctx;
+	long got;
+	p->sockets[sock].asked = 1;
+	got = recv(p->sockets[sock].fd, b, n, 0);
+	if (got > 0)
+		return got;
+	return got == 0 ? IOTT_EOF : later() ? IOTT_AGAIN : IOTT_FAILED;
+}
+
+static void close_socket(void *ctx, int sock, int reset) {
+	struct iott_posix *p = ctx;
+	struct linger now = {1, 0};
+	if (reset)
+		setsockopt(p->sockets[sock].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+	close(p->sockets[sock].fd);
+	p->sockets[sock].fd = -1;
+}
+
+/* Without random bytes nothing is safe, and nothing else can be done about it. */
+static void random_bytes(void *ctx, void *b, size_t n) {
+	static int fd = -1;
+	uint8_t *p = b;
+	(void)ctx;
+	if (fd < 0 && (fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC)) < 0)
+		abort();
+	while (n > 0) {
+		long got = read(fd, p, n);
+		if (got <= 0 && errno != EINTR)
+			abort();
+		if (got > 0)
+			p += got, n -= (size_t)got;
+	}
+}
+
+void iott_posix_net(struct iott_net *net, struct iott_posix *p) {
+	int i;
+	memset(p, 0, sizeof *p);
+	for (i = 0; i < IOTT_POSIX_SOCKETS; i++)
+		p->sockets[i].fd = -1;
+	net->ctx = p;
+	net->open = open_socket;
+	net->ready = ready;
+	net->send = send_some;
+	net->recv = recv_some;
+	net->close = close_socket;
+	net->random = random_bytes;
+}
+
+int iott_posix_fds(struct iott_posix *p, struct pollfd *fds, int most) {
+	int i, n = 0;
+	for (i = 0; i < IOTT_POSIX_SOCKETS && n < most; i++) {
+		short events = 0;
+		if (p->sockets[i].fd < 0)
+			continue;
+		/* A socket that was not read is not waited for: its service has not taken what came. */
+		if (p->sockets[i].asked)
+			events |= POLLIN;
+		if (p->sockets[i].connecting || p->sockets[i].full)
+			events |= POLLOUT;
+		p->sockets[i].asked = p->sockets[i].full = 0;
+		if (events == 0)
+			continue;
+		fds[n].fd = p->sockets[i].fd;
+		fds[n].events = events;
+		fds[n++].revents = 0;
+	}
+	return n;
+}

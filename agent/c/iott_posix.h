@@ -1,0 +1,44 @@
+/* iott_posix connects an iott client over the sockets of a POSIX system. Names are
+ * looked up with getaddrinfo, which may block; an address is kept for a minute, so that
+ * transfer sockets go where the control socket went. */
+#ifndef IOTT_POSIX_H
+#define IOTT_POSIX_H
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include "iott.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define IOTT_POSIX_SOCKETS 40 /* the control socket, 32 streams, and those that make way */
+
+struct iott_posix {
+	struct {
+		int fd; /* -1: free */
+		unsigned char connecting, asked, full;
+	} sockets[IOTT_POSIX_SOCKETS];
+	char host[254];
+	uint16_t port;
+	long looked_up; /* seconds */
+	struct sockaddr_storage addr;
+	socklen_t addr_len;
+};
+
+/* iott_posix_net makes net use p. */
+void iott_posix_net(struct iott_net *net, struct iott_posix *p);
+
+/* iott_posix_fds fills in what a program has to poll(2) for before it calls iott_poll
+ * again, at most `most` of them, and returns how many. */
+int iott_posix_fds(struct iott_posix *p, struct pollfd *fds, int most);
+
+/* iott_posix_now is a clock for iott_poll. */
+uint32_t iott_posix_now(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -307,27 +307,7 @@ func TestFloods(t *testing.T) {
 		})
 		t.Run("one message on a transfer socket", func(t *testing.T) {
 			const n = 64 << 20
-			h := harness.DialHand(t, f, f.NewDevice(t))
-			got := make(chan string, 1)
-			go func() { // ends with the client's timeout
-				c := harness.Visitor(t, f, true)
-				resp, err := c.Do(request(t, "GET", f.URL(h.Ready.Hostname, "/"), nil))
-				if err != nil {
-					got <- err.Error()
-					return
-				}
-				defer resp.Body.Close()
-				size, sum, err := harness.Sum(resp.Body)
-				got <- fmt.Sprint(size, sum, err)
-			}()
-			var open harness.Open
-			h.Next(t, "open", &open)
-			ws, resp, err := h.DialTransfer(t.Context(), open.ID)
-			if err != nil {
-				t.Fatalf("%v %v", err, harness.Refusal(resp))
-			}
-			defer ws.Close()
-			harness.ReadRequest(t, ws)
+			ws, got := answering(t, f, harness.DialHand(t, f, f.NewDevice(t)))
 			head := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", n)
 			conn := ws.NetConn()
 			conn.Write(frame(0x82, len(head)+n, []byte(head)))
@@ -338,8 +318,9 @@ func TestFloods(t *testing.T) {
 				t.Error(err)
 			}
 			ws.WriteMessage(websocket.BinaryMessage, nil)
-			if want, r := fmt.Sprint(n, harness.PatternSum(n), error(nil)), <-got; r != want {
-				t.Errorf("the visitor got %s", r)
+			o := <-got
+			if size, sum, err := harness.Sum(strings.NewReader(o.r.body)); o.err != nil || err != nil || size != n || sum != harness.PatternSum(n) {
+				t.Errorf("the visitor got %d of %d bytes, %v", size, n, o.err)
 			}
 		})
 		for _, c := range []struct {

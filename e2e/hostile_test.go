@@ -355,6 +355,33 @@ func visit(t *testing.T, f harness.Face, h *harness.Hand) <-chan reply {
 	return got
 }
 
+// outcome is what became of a visitor's request.
+type outcome struct {
+	r   reply
+	err error
+}
+
+// answering has a visitor ask a device by hand, and returns its transfer socket, from
+// which the request has been read and on which an answer is to be written, and what
+// the visitor gets.
+func answering(t *testing.T, f harness.Face, h *harness.Hand) (*websocket.Conn, <-chan outcome) {
+	t.Helper()
+	client, got := harness.Visitor(t, f, true), make(chan outcome, 1)
+	go func() { // ends with the client's timeout
+		r, err := try(client, request(t, "GET", f.URL(h.Ready.Hostname, "/"), nil))
+		got <- outcome{r, err}
+	}()
+	var open harness.Open
+	h.Next(t, "open", &open)
+	ws, resp, err := h.DialTransfer(t.Context(), open.ID)
+	if err != nil {
+		t.Fatalf("%v %v", err, harness.Refusal(resp))
+	}
+	t.Cleanup(func() { ws.Close() })
+	harness.ReadRequest(t, ws)
+	return ws, got
+}
+
 // wantOpen has a visitor come, and serves it: the tunnel works.
 func wantOpen(t *testing.T, f harness.Face, h *harness.Hand) {
 	t.Helper()
@@ -523,24 +550,7 @@ func TestBrokenTransfers(t *testing.T) {
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				h := harness.DialHand(t, f, f.NewDevice(t))
-				client := harness.Visitor(t, f, true)
-				type outcome struct {
-					r   reply
-					err error
-				}
-				got := make(chan outcome, 1)
-				go func() { // ends with the client's timeout
-					r, err := try(client, request(t, "GET", f.URL(h.Ready.Hostname, "/"), nil))
-					got <- outcome{r, err}
-				}()
-				var open harness.Open
-				h.Next(t, "open", &open)
-				ws, resp, err := h.DialTransfer(t.Context(), open.ID)
-				if err != nil {
-					t.Fatalf("%v %v", err, harness.Refusal(resp))
-				}
-				defer ws.Close()
-				harness.ReadRequest(t, ws)
+				ws, got := answering(t, f, h)
 				send(ws, 2, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nthe first part")
 				c.end(ws)
 				if c.code != 0 {

@@ -366,25 +366,7 @@ func TestSmugglingToDevice(t *testing.T) {
 					status = resp.StatusCode
 				}
 				conn.Close()
-				// Others, on the connections that are kept, have their own answers.
-				for i := range 3 {
-					path := fmt.Sprintf("/innocent/%s/%d", strings.ReplaceAll(strings.ReplaceAll(c.name, " ", "-"), "^", ""), i)
-					if r := s.get(t, path); r.StatusCode != 200 || r.body != path {
-						t.Errorf("another visitor asked for %s and got %v", path, r)
-					}
-				}
-				var reached []string
-				for _, raw := range device.take() {
-					targets, err := strictRequests(raw)
-					if err != nil && !errors.Is(err, errCut) {
-						t.Errorf("%v\nthe device received %q", err, raw)
-					}
-					for _, target := range targets {
-						if !strings.HasPrefix(target, "/innocent/") {
-							reached = append(reached, target)
-						}
-					}
-				}
+				reached := besidesInnocent(t, s, device, c.name)
 				t.Logf("status %d; the device saw %q", status, reached)
 				if c.refused && len(reached) > 0 {
 					t.Errorf("status %d, and the device saw %q", status, reached)
@@ -392,6 +374,30 @@ func TestSmugglingToDevice(t *testing.T) {
 			})
 		}
 	})
+}
+
+// besidesInnocent has others ask on the connections that are kept, who must get their
+// own answers, and returns what else the device has seen, all of it well-formed.
+func besidesInnocent(t *testing.T, s *site, device *recorder, name string) (reached []string) {
+	t.Helper()
+	for i := range 3 {
+		path := fmt.Sprintf("/innocent/%s/%d", strings.NewReplacer(" ", "-", "^", "").Replace(name), i)
+		if r := s.get(t, path); r.StatusCode != 200 || r.body != path {
+			t.Errorf("another visitor asked for %s and got %v", path, r)
+		}
+	}
+	for _, raw := range device.take() {
+		targets, err := strictRequests(raw)
+		if err != nil && !errors.Is(err, errCut) {
+			t.Errorf("%v\nthe device received %q", err, raw)
+		}
+		for _, target := range targets {
+			if !strings.HasPrefix(target, "/innocent/") {
+				reached = append(reached, target)
+			}
+		}
+	}
+	return reached
 }
 
 // frames is an HTTP/2 connection written by hand: clients refuse to send what is
@@ -524,25 +530,7 @@ func TestSmugglingByHTTP2(t *testing.T) {
 			t.Run(c.name, func(t *testing.T) {
 				device.take()
 				status := dialFrames(t, s).ask(t, c.fields, c.body)
-				for i := range 3 {
-					path := fmt.Sprintf("/innocent/%s/%d", strings.ReplaceAll(c.name, " ", "-"), i)
-					if r := s.get(t, path); r.StatusCode != 200 || r.body != path {
-						t.Errorf("another visitor asked for %s and got %v", path, r)
-					}
-				}
-				var reached []string
-				for _, raw := range device.take() {
-					targets, err := strictRequests(raw)
-					if err != nil && !errors.Is(err, errCut) {
-						t.Errorf("%v\nthe device received %q", err, raw)
-					}
-					for _, target := range targets {
-						if !strings.HasPrefix(target, "/innocent/") {
-							reached = append(reached, target)
-						}
-					}
-				}
-				t.Logf("status %d; the device saw %q", status, reached)
+				t.Logf("status %d; the device saw %q", status, besidesInnocent(t, s, device, c.name))
 			})
 		}
 	})

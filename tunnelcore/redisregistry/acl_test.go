@@ -40,13 +40,28 @@ func TestACL(t *testing.T) {
 
 	s.Do(documentedACL(t, "a router that only reads")...)
 	router := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "router", Password: "PASSWORD", DisableIdentity: true})
-	for _, key := range []string{"iottunnel:lease:{x}", "iottunnel:node:{x}"} {
+	for _, key := range []string{"iottunnel:lease:{x}", "iottunnel:node:{x}", "iottunnel:device:{x}"} {
 		if err := router.HMGet(t.Context(), key, "device").Err(); err != nil {
 			t.Errorf("a router reads %s: %v", key, err)
 		}
 	}
+	sub := router.Subscribe(t.Context(), "iottunnel:hints")
+	_, subscribed := sub.ReceiveTimeout(t.Context(), 10*time.Second)
+	for what, err := range map[string]error{
+		"the nodes": router.ZRangeArgs(t.Context(), redis.ZRangeArgs{Key: "iottunnel:nodes", Start: 0, Stop: 127, Rev: true}).Err(),
+		"the time":  router.Time(t.Context()).Err(),
+		"hints":     subscribed,
+	} {
+		if err != nil {
+			t.Errorf("a router reads %s: %v", what, err)
+		}
+	}
+	if err := sub.Close(); err != nil {
+		t.Error(err)
+	}
 	for _, err := range []error{
-		router.HMGet(t.Context(), "iottunnel:device:{x}", "label").Err(),
+		router.HMGet(t.Context(), "iottunnel:cred:{x}", "current").Err(),
+		router.Publish(t.Context(), "iottunnel:hints", "{}").Err(),
 		router.HSet(t.Context(), "iottunnel:lease:{x}", "device", "y").Err(),
 	} {
 		if !redis.HasErrorPrefix(err, "NOPERM") {
@@ -89,4 +104,24 @@ func TestClusterACL(t *testing.T) {
 	}
 	r := open(t, Options{Cluster: addrs, Username: "iottunnel", Password: "PASSWORD"})
 	exercise(t, r)
+}
+
+// TestACLWithoutHints works with the rules of before there were hints, just without
+// any.
+func TestACLWithoutHints(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "admin"}, CLI: []string{"--pass", "admin"}})
+	var rules []string
+	for _, rule := range documentedACL(t, "one server, or Sentinel") {
+		if rule != "&iottunnel:*" && rule != "+publish" && rule != "+subscribe" {
+			rules = append(rules, rule)
+		}
+	}
+	s.Do(rules...)
+	r := open(t, Options{URL: "redis://iottunnel:PASSWORD@" + s.Addr})
+	hints := r.Hints(t.Context())
+	exercise(t, r)
+	if len(hints) > 0 {
+		t.Errorf("a hint that nobody may have published: %+v", <-hints)
+	}
 }

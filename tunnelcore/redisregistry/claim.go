@@ -191,7 +191,8 @@ func (r *Registry) confirm(ctx context.Context, l registry.Lease, liveMS int64) 
 // publish adds to a batch the writing of the route of a label.
 func (r *Registry) publish(b *batch, h registry.Holder, label string, n registry.NodeRef, liveMS int64) *scriptCall {
 	return b.script(publishScript, []string{r.keys.lease(label)},
-		h.Device, h.Generation, n.ID, n.Epoch, r.watch.internal(n), liveMS+r.tail.Milliseconds())
+		h.Device, h.Generation, n.ID, n.Epoch, r.watch.internal(n), liveMS+r.tail.Milliseconds(),
+		r.keys.hints(), routeHint(h.Device, label))
 }
 
 // retakeLabel is for a label whose route leads to another device, which only lost

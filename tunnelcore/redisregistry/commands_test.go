@@ -79,6 +79,18 @@ func TestCommands(t *testing.T) {
 			beatNode(t, r, "n1", "e1")
 		}
 	})
+	count("whether leased ports have changed", 10, func() {
+		_, version, err := r.Ports(t.Context(), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.ResetCommands()
+		for range 10 {
+			if list, _, err := r.Ports(t.Context(), version); err != nil || list != nil {
+				t.Fatalf("Ports: %v, %v", list, err)
+			}
+		}
+	})
 	ports := &held[2]
 	count("lease of two new ports", 1, func() { leasePorts(t, r, ports, 22, 80) })
 	count("giving one of them back", 1, func() { leasePorts(t, r, ports, 22) })

@@ -23,6 +23,7 @@ var timeless = []string{
 	"/LeasePorts/a_port_is_one", "/LeasePorts/given_back", "/LeasePorts/another_range",
 	"/LeasePorts/a_lease_that_ends_at_once", "/Node/list", "/Node/leave", "/Rest/",
 	"/Credential/", "/Code/once", "/Code/an_id", "/Code/by_one", "/Notice/", "/Drop/",
+	"/Public/what_is", "/Public/one_for", "/Public/a_lease_that_ends_at_once", "/Public/calls", "/Time/", "/Hint/",
 }
 
 // The others mostly wait, and are all under way at the same time. Only then come

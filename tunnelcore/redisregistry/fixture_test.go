@@ -111,6 +111,12 @@ func exercise(t *testing.T, r *Registry) {
 	if nodes, err := r.Nodes(t.Context()); err != nil || len(nodes) != 1 {
 		t.Errorf("Nodes: %+v, %v", nodes, err)
 	}
+	if list, _, err := r.Ports(t.Context(), 0); err != nil || len(list) != 1 || list[0].Device != "cam" {
+		t.Errorf("Ports: %+v, %v", list, err)
+	}
+	if now, err := r.Time(t.Context()); err != nil || now.IsZero() {
+		t.Errorf("Time: %v, %v", now, err)
+	}
 	if err := r.Release(t.Context(), second.Holder, time.Hour, "bye"); err != nil {
 		t.Errorf("Release: %v", err)
 	}

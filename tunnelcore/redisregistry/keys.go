@@ -12,6 +12,8 @@ import (
 // cluster; every script touches one.
 type keys struct{ prefix string }
 
+func (k keys) schema() string            { return k.prefix + "schema" }
+func (k keys) hints() string             { return k.prefix + "hints" } // a channel
 func (k keys) device(id string) string   { return k.prefix + "device:{" + id + "}" }
 func (k keys) lease(label string) string { return k.prefix + "lease:{" + label + "}" }
 func (k keys) node(id string) string     { return k.prefix + "node:{" + id + "}" }
@@ -21,6 +23,11 @@ func (k keys) ports() string             { return k.prefix + "{ports}" }
 func (k keys) portDevices() string       { return k.prefix + "{ports}:device" }
 func (k keys) portVersion() string       { return k.prefix + "{ports}:version" }
 func (k keys) portOp(op string) string   { return k.prefix + "{ports}:op:" + op }
+
+// portKeys are the keys of scripts that lease public ports and give them back.
+func (k keys) portKeys() []string {
+	return []string{k.ports(), k.portDevices(), k.portVersion()}
+}
 
 // checkPrefix refuses a prefix that would move keys to other slots.
 func checkPrefix(prefix string) error {

@@ -189,8 +189,9 @@ func (r *Registry) release(ctx context.Context, h registry.Holder, lease time.Du
 		ttl = 0
 	}
 	b := r.batch(ctx)
-	b.script(unpublishScript, []string{r.keys.lease(label)}, h.Device, h.Generation, ttl)
-	r.leavePorts(b, leaseMS+r.portRest.Milliseconds(), h.Device, ports, scores)
+	b.script(unpublishScript, []string{r.keys.lease(label)},
+		h.Device, h.Generation, ttl, r.keys.hints(), routeHint(h.Device, label))
+	r.leavePorts(b, leaseMS, h.Device, ports, scores)
 	return b.run()
 }
 

@@ -227,6 +227,7 @@ func newRegistry(c redis.UniversalClient, o Options) *Registry {
 		perCall:  keysPerCall,
 		watch:    newWatch(orDefault(o.settle, settleTime)),
 	}
+	r.life, r.end = context.WithCancel(context.Background())
 	r.tail, r.grace = r.portRest, r.portRest/2
 	if clustered {
 		r.perCall = 1

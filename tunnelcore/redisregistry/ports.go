@@ -114,7 +114,7 @@ func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uin
 		}
 		return nil, false, nil
 	}
-	r.leavePorts(b, r.portRest.Milliseconds(), h.Device, given, scores)
+	r.leavePorts(b, 0, h.Device, given, scores)
 	if longer := p.number(1); longer > left { // it was refreshed meanwhile, without them
 		r.keepPorts(b, longer, map[string]map[uint16]uint16{h.Device: ports})
 	}
@@ -152,8 +152,8 @@ type takenPort struct {
 // allocate takes a public port for each of want: the one in had, if it is still the
 // device's, else a free one.
 func (r *Registry) allocate(ctx context.Context, device string, want []uint16, had map[uint16]uint16, first, last uint16, left int64) ([]takenPort, error) {
-	keys := []string{r.keys.ports(), r.keys.portDevices(), r.keys.portOp(newToken())}
-	args := []any{device, left, r.portRest.Milliseconds(), first, last, pendWindow.Milliseconds()}
+	keys := append(r.keys.portKeys(), r.keys.portOp(newToken()))
+	args := []any{device, left, r.portRest.Milliseconds(), first, last, pendWindow.Milliseconds(), r.keys.hints(), portsHint}
 	for _, port := range want {
 		args = append(args, port, had[port], preferred(device, port, first, last))
 	}
@@ -173,11 +173,11 @@ func (r *Registry) undoPorts(b *batch, device string, taken []takenPort) {
 	if len(taken) == 0 {
 		return
 	}
-	var args []any
+	args := []any{r.keys.hints(), portsHint}
 	for _, t := range taken {
 		args = append(args, t.public, portOwner(device, t.port), t.written, t.found)
 	}
-	b.script(undoPortsScript, []string{r.keys.ports(), r.keys.portDevices()}, args...)
+	b.script(undoPortsScript, r.keys.portKeys(), args...)
 }
 
 // portScores returns until when public ports are in use, by public port.
@@ -220,18 +220,19 @@ func without(ports, other map[uint16]uint16) map[uint16]uint16 {
 // keepPorts adds to a batch that the public ports of devices last for a lease.
 func (r *Registry) keepPorts(b *batch, liveMS int64, ports map[string]map[uint16]uint16) []*scriptCall {
 	const perCall = 200
-	args := []any{liveMS + r.portRest.Milliseconds()}
+	head := []any{liveMS, r.portRest.Milliseconds(), r.keys.hints(), portsHint}
+	args := slices.Clone(head)
 	var calls []*scriptCall
 	send := func() {
-		if len(args) > 1 {
-			calls = append(calls, b.script(keepPortsScript, []string{r.keys.ports(), r.keys.portDevices()}, args...))
-			args = []any{args[0]}
+		if len(args) > len(head) {
+			calls = append(calls, b.script(keepPortsScript, r.keys.portKeys(), args...))
+			args = slices.Clone(head)
 		}
 	}
 	for device, of := range ports {
 		for port, public := range of {
 			args = append(args, public, portOwner(device, port))
-			if len(args) > 2*perCall {
+			if len(args) >= len(head)+2*perCall {
 				send()
 			}
 		}
@@ -240,14 +241,14 @@ func (r *Registry) keepPorts(b *batch, liveMS int64, ports map[string]map[uint16
 	return calls
 }
 
-// leavePorts adds to a batch that public ports of a device stay out of use for ms,
-// and the device's until then; where scores are given, only those that have the
-// same score still.
-func (r *Registry) leavePorts(b *batch, ms int64, device string, ports map[uint16]uint16, scores map[uint16]int64) {
+// leavePorts adds to a batch that public ports of a device are leased for leaseMS
+// more and then rest; where scores are given, only those that have the same score
+// still.
+func (r *Registry) leavePorts(b *batch, leaseMS int64, device string, ports map[uint16]uint16, scores map[uint16]int64) {
 	if len(ports) == 0 {
 		return
 	}
-	args := []any{ms}
+	args := []any{leaseMS, r.portRest.Milliseconds(), r.keys.hints(), portsHint}
 	for port, public := range ports {
 		var score any = ""
 		if scores != nil {
@@ -255,5 +256,5 @@ func (r *Registry) leavePorts(b *batch, ms int64, device string, ports map[uint1
 		}
 		args = append(args, public, portOwner(device, port), score)
 	}
-	b.script(leavePortsScript, []string{r.keys.ports(), r.keys.portDevices()}, args...)
+	b.script(leavePortsScript, r.keys.portKeys(), args...)
 }

@@ -30,7 +30,7 @@ func (r *Registry) Ports(ctx context.Context, version int64) ([]registry.PortLea
 
 func (r *Registry) leasedPorts(ctx context.Context, version int64) ([]registry.PortLease, int64, error) {
 	known, count := (version>>portCount)-1, version&(1<<portCount-1)
-	p := r.run(ctx, leasedPortsScript, []string{r.keys.ports(), r.keys.portDevices(), r.keys.portVersion()},
+	p := r.run(ctx, leasedPortsScript, r.keys.portKeys(),
 		r.portRest.Milliseconds(), known, count)
 	now := (p.number(0)+1)<<portCount + p.number(1)
 	if p.err != nil || len(p.list) == 2 {
@@ -70,6 +70,3 @@ func (r *Registry) Time(ctx context.Context) (time.Time, error) {
 		return r.c.Time(ctx).Result()
 	})
 }
-
-// Hints implements registry.Hinter.
-func (r *Registry) Hints(ctx context.Context) <-chan registry.Hint { return r.hints.Subscribe(ctx) }

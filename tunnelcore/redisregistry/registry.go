@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -62,11 +63,17 @@ type Registry struct {
 	watch    *watch
 	hints    registry.Hints
 
-	mu      sync.Mutex // guards closed, and adding to calls
-	closed  bool
-	calls   sync.WaitGroup
-	closing sync.Once
-	failed  error // what Close returns
+	schemaKnown atomic.Bool // since Redis last lost data
+
+	life context.Context // ends with Close
+	end  context.CancelFunc
+
+	mu        sync.Mutex // guards closed and listening, and adding to calls
+	closed    bool
+	listening bool // to hints
+	calls     sync.WaitGroup
+	closing   sync.Once
+	failed    error // what Close returns
 }
 
 // Ping says whether Redis answers.
@@ -82,7 +89,10 @@ func (r *Registry) Close() error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
-	r.closing.Do(func() { r.failed = r.c.Close() })
+	r.closing.Do(func() {
+		r.end()
+		r.failed = r.c.Close()
+	})
 	r.calls.Wait()
 	r.hints.Close()
 	return r.failed
@@ -110,7 +120,11 @@ func call[T any](ctx context.Context, r *Registry, what string, f func(context.C
 	done := make(chan outcome, 1) // nobody may be there to take it
 	go func() {                   // Close waits for it
 		defer r.calls.Done()
-		value, err := f(ctx)
+		err := r.checkSchema(ctx)
+		var value T
+		if err == nil {
+			value, err = f(ctx)
+		}
 		done <- outcome{value, err}
 	}()
 	select {

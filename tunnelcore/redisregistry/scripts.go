@@ -53,9 +53,12 @@ var (
 	restoreText   string
 	restoreScript = redis.NewScript(restoreText)
 
+	//go:embed scripts/changed.lua
+	changedText string // stands before those that lease ports and give them back
+
 	//go:embed scripts/allocate.lua
 	allocateText   string
-	allocateScript = redis.NewScript(allocateText)
+	allocateScript = redis.NewScript(changedText + allocateText)
 
 	//go:embed scripts/setports.lua
 	setPortsText   string
@@ -67,15 +70,15 @@ var (
 
 	//go:embed scripts/keepports.lua
 	keepPortsText   string
-	keepPortsScript = redis.NewScript(keepPortsText)
+	keepPortsScript = redis.NewScript(changedText + keepPortsText)
 
 	//go:embed scripts/leaveports.lua
 	leavePortsText   string
-	leavePortsScript = redis.NewScript(leavePortsText)
+	leavePortsScript = redis.NewScript(changedText + leavePortsText)
 
 	//go:embed scripts/undoports.lua
 	undoPortsText   string
-	undoPortsScript = redis.NewScript(undoPortsText)
+	undoPortsScript = redis.NewScript(changedText + undoPortsText)
 
 	//go:embed scripts/beat.lua
 	beatText   string

@@ -25,9 +25,9 @@ type vector struct {
 }
 
 type key struct {
-	Type   string            `json:"type"` // hash or zset
+	Type   string            `json:"type"` // hash, zset or string
 	TTL    int64             `json:"ttl_ms,omitempty"`
-	Fields map[string]string `json:"fields"` // of a zset: member → score
+	Fields map[string]string `json:"fields"` // of a zset: member → score; of a string: value
 }
 
 // A route is the answer to a visitor of a label.
@@ -185,6 +185,8 @@ func dump(t *testing.T, r *Registry) map[string]key {
 			for _, z := range r.c.ZRangeWithScores(t.Context(), name, 0, -1).Val() {
 				k.Fields[z.Member.(string)] = strconv.FormatFloat(z.Score, 'f', -1, 64)
 			}
+		case "string":
+			k.Fields["value"] = r.c.Get(t.Context(), name).Val()
 		default:
 			t.Errorf("%s is a %s", name, k.Type)
 		}
@@ -244,6 +246,8 @@ func dump(t *testing.T, r *Registry) map[string]key {
 			for id := range k.Fields {
 				k.Fields[id] = strconv.Itoa(epochMS)
 			}
+		case "{ports}:version":
+			k.Fields["value"] = strconv.Itoa(epochMS)
 		case "{ports}":
 			for port, score := range k.Fields {
 				left := time.Until(time.UnixMilli(number(t, score)))

@@ -158,6 +158,7 @@ func (w *watch) lostLocked(r *Registry, why string) {
 		}
 		return false
 	})
+	r.schemaKnown.Store(false)
 	w.signal()
 	r.log.Warn("redis may have lost data: what is held is written again", "why", why)
 }

@@ -1,12 +1,13 @@
 -- allocate finds public ports for a device: all that are asked for, or none.
--- KEYS: {ports}, {ports}:device, {ports}:op:OP (a repeated call finds its outcome)
--- ARGV: device, left_ms (of the lease), rest_ms, first, last, op_ms, then for each
---       port its number, the public port that it has or had last (0: none), and
+-- KEYS: {ports}, {ports}:device, {ports}:version, {ports}:op:OP (a repeated call
+--       finds its outcome)
+-- ARGV: device, left_ms (of the lease), rest_ms, first, last, op_ms, channel, hint,
+--       then for each port its number, the public port that it has or had last (0: none), and
 --       the one that the search for another starts at
 -- Reply: for each port, in their order, the public port, the score that was
 -- written for it, and the one that was found (0: it was free); nothing when there
 -- is no room.
-local until_key, owner_key, op_key = KEYS[1], KEYS[2], KEYS[3]
+local until_key, owner_key, op_key = KEYS[1], KEYS[2], KEYS[4]
 local device = ARGV[1]
 local left, rest, first, last = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local time = redis.call('TIME')
@@ -38,19 +39,19 @@ local function search(start)
     end
 end
 
-for i = 7, #ARGV, 3 do -- those that it has or had, first: nothing else may take them
+for i = 9, #ARGV, 3 do -- those that it has or had, first: nothing else may take them
     local owner, port = device .. ':' .. ARGV[i], tonumber(ARGV[i + 1])
     if port ~= 0 and not taken[port] then
         local score = tonumber(redis.call('ZSCORE', until_key, port) or 0)
         if score <= now or redis.call('HGET', owner_key, port) == owner then
             taken[port] = owner
-            out[(i - 4) / 3] = port
+            out[(i - 6) / 3] = port
             found[port] = score > now and score or nil
         end
     end
 end
-for i = 7, #ARGV, 3 do
-    local n = (i - 4) / 3
+for i = 9, #ARGV, 3 do
+    local n = (i - 6) / 3
     if not out[n] then
         local port = search(tonumber(ARGV[i + 2]))
         if not port then
@@ -60,11 +61,12 @@ for i = 7, #ARGV, 3 do
         out[n] = port
     end
 end
-local reply = {}
+local reply, new = {}, false
 for _, port in ipairs(out) do
     -- Always another score than before, by which leaveports and undoports of others
     -- find out that the port was taken.
     local score = math.max(now + left + rest, (found[port] or 0) + 1)
+    new = new or (found[port] or 0) <= now + rest
     redis.call('HSET', owner_key, port, taken[port])
     redis.call('ZADD', until_key, score, port)
     for _, n in ipairs({ port, score, found[port] or 0 }) do
@@ -72,6 +74,9 @@ for _, port in ipairs(out) do
     end
 end
 redis.call('SET', op_key, table.concat(reply, ' '), 'PX', ARGV[6])
+if new then
+    changed(KEYS[3], now, ARGV[7], ARGV[8])
+end
 -- What has rested is forgotten, a few at a time.
 for _, port in ipairs(redis.call('ZRANGE', until_key, '-inf', now, 'BYSCORE', 'LIMIT', 0, 32)) do
     redis.call('ZREM', until_key, port)

@@ -1,7 +1,7 @@
 -- unpublish takes the node out of the route of a label, if it is of that
 -- generation: the device is offline.
 -- KEYS: lease:{LABEL}
--- ARGV: device, gen, ttl_ms (0: the route is deleted)
+-- ARGV: device, gen, ttl_ms (0: the route is deleted), channel, hint
 -- Reply: 1 done; 0 there is another one.
 local key = KEYS[1]
 local r = redis.call('HMGET', key, 'device', 'gen')
@@ -14,4 +14,5 @@ else
     redis.call('HDEL', key, 'node', 'epoch', 'http')
     redis.call('PEXPIRE', key, ARGV[3])
 end
+redis.pcall('PUBLISH', ARGV[4], ARGV[5]) -- who may not hint changes things all the same
 return 1

@@ -34,10 +34,36 @@ function _M.apply(payload)
 end
 
 
--- listen reads messages until the connection ends, and returns why it did.
+-- pulse says that this worker listens, and has Redis answer now and then: nothing
+-- else would tell that it is gone, or wake the worker up when it is to end.
+local function pulse(sock)
+    while not ngx.worker.exiting() do
+        state:set("hints:listener", ngx.worker.pid(), SILENT)
+        if not sock:send(redis.encode { { "PING" } }) then
+            return
+        end
+        ngx.sleep(SAYS)
+    end
+end
+
+
+-- hear reads messages until the connection ends, and returns why it did.
+local function hear(sock)
+    while not ngx.worker.exiting() do
+        local reply, err = redis.receive(sock, 2)
+        if not reply then
+            return err
+        elseif reply[1] == "message" then
+            _M.apply(tostring(reply[3]))
+        end
+    end
+    return "exiting"
+end
+
+
+-- listen subscribes and reads until the connection ends. It returns why it did,
+-- and whether it was refused.
 local function listen(sock)
-    sock:settimeouts(config.redis_timeout_ms, config.redis_timeout_ms,
-        config.redis_timeout_ms)
     local ok, err = sock:send(redis.encode {
         { "SUBSCRIBE", config.prefix .. "hints" },
     })
@@ -51,19 +77,11 @@ local function listen(sock)
     elseif reply.refused then
         return reply.refused, true
     end
-    sock:settimeouts(SAYS * 1000, SAYS * 1000, SAYS * 1000)
-    while not ngx.worker.exiting() do
-        state:set("hints:listener", ngx.worker.pid(), SILENT)
-        reply, err = redis.receive(sock, 2)
-        if reply then
-            if reply[1] == "message" then
-                _M.apply(tostring(reply[3]))
-            end
-        elseif err ~= "timeout" then
-            return err
-        end
-    end
-    return "exiting"
+    sock:settimeouts(SILENT * 1000, SILENT * 1000, SILENT * 1000)
+    local thread = ngx.thread.spawn(pulse, sock)
+    err = hear(sock)
+    ngx.thread.kill(thread)
+    return err
 end
 
 

@@ -17,12 +17,15 @@ local PERIOD, FRESH = 0.7, 1
 -- the latest are looked at.
 local MOST = 128
 
+-- After how long a name that has no address is looked up again, in seconds.
+local LOOK_AGAIN = 30
+
 -- How long a node that did not take a connection is passed over, in seconds.
 local DOWN = 1
 
 local config, state -- by init
 local known = { text = nil, at = 0, list = {}, by_id = {} } -- decoded, per worker
-local addresses = {} -- of nodes whose internal address is a name, by that and epoch
+local addresses = {} -- of nodes whose internal address is a name
 local given = {} -- agents passed to a node since its number was read, by id
 local started = false
 
@@ -32,54 +35,66 @@ function _M.init(c, dictionary)
 end
 
 
--- resolve returns the IP address of a node. A name is looked up once per epoch.
-local function resolve(id, epoch, host)
-    local ip = hosts.literal(host)
+-- resolve returns the IP address of a node. A name is looked up once per epoch, and
+-- again after a while where that has failed.
+local function resolve(id, epoch, internal)
+    local host = hosts.split(internal)
+    local ip = host and hosts.literal(host)
     if ip then
         return ip
     end
-    local key = epoch .. " " .. host
-    if addresses[key] == nil then
-        local err
-        ip, err = hosts.address(host)
-        if not ip then
-            ngx.log(ngx.ERR, "iottunnel: node ", id, ": its internal address ",
-                host, ": ", err)
+    local key = epoch .. " " .. internal
+    local looked = addresses[key]
+    if not looked or not looked.ip and ngx.now() > looked.again then
+        local err = "it says none; set `internal` in its `node` block"
+        if host then
+            ip, err = hosts.address(host)
         end
-        addresses[key] = ip or false
+        if not ip then
+            ngx.log(ngx.ERR, "iottunnel: node ", id, " has no internal address ",
+                "that can be used: ", internal, ": ", err)
+        end
+        looked = { ip = ip, again = ngx.now() + LOOK_AGAIN }
+        addresses[key] = looked
     end
-    return addresses[key] or nil
+    return looked.ip
+end
+
+
+-- decode_line reads one node of what refresh has written.
+local function decode_line(line)
+    local id, epoch, internal, clients, capacity, draining =
+        line:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t(%d+)\t(%d+)\t(%d+)$")
+    if not id then
+        return nil
+    end
+    local _, port = hosts.split(internal)
+    return {
+        id = id, epoch = epoch, internal = internal, port = port,
+        host = resolve(id, epoch, internal),
+        clients = tonumber(clients), capacity = tonumber(capacity),
+        draining = draining ~= "0",
+    }
 end
 
 
 -- decode makes a list of what refresh has written.
 local function decode(text)
-    local list, by_id, names = {}, {}, addresses
-    addresses = {} -- those of nodes that are gone are forgotten
+    local list, by_id, live = {}, {}, {}
     local at, lines = text:match("^([^\n]*)\n(.*)$")
     for line in lines:gmatch("[^\n]+") do
-        local id, epoch, internal, clients, capacity, draining =
-            line:match("^([^\t]*)\t([^\t]*)\t([^\t]*)\t(%d+)\t(%d+)\t(%d+)$")
-        local host, port
-        if id then
-            host, port = hosts.split(internal)
-            addresses[epoch .. " " .. (host or "")] =
-                names[epoch .. " " .. (host or "")]
-        end
-        if id then
-            local node = {
-                id = id, epoch = epoch, internal = internal, port = port,
-                host = host and resolve(id, epoch, host),
-                clients = tonumber(clients), capacity = tonumber(capacity),
-                draining = draining ~= "0",
-            }
-            list[#list + 1], by_id[id] = node, node
-            local before = known.by_id[id]
+        local node = decode_line(line)
+        if node then
+            list[#list + 1], by_id[node.id] = node, node
+            local key = node.epoch .. " " .. node.internal
+            live[key] = addresses[key]
+            local before = known.by_id[node.id]
             if before and before.clients ~= node.clients then
-                given[id] = nil
+                given[node.id] = nil
             end
         end
     end
+    addresses = live -- those of nodes that are gone are forgotten
     known = { text = text, at = tonumber(at), list = list, by_id = by_id }
 end
 

@@ -14,9 +14,9 @@ extern "C" {
 #endif
 
 /* How many sockets may speak TLS at once: the control socket, and in the profile basic one
- * for each stream. Each takes what Mbed TLS takes: two buffers of a record. */
+ * for each stream. A microcontroller has it smaller. */
 #ifndef IOTT_MBEDTLS_SOCKETS
-#define IOTT_MBEDTLS_SOCKETS 9
+#define IOTT_MBEDTLS_SOCKETS 33
 #endif
 
 struct iott_mbedtls {

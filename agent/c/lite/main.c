@@ -1,5 +1,6 @@
 /* iottunnel-agent-lite is the agent for routers and other small Unix systems: a few dozen
- * kilobytes beside the system's Mbed TLS, where the Go agent does not fit. */
+ * kilobytes beside the system's Mbed TLS, where the Go agent does not fit. With
+ * IOTT_WITHOUT_TLS it has no TLS, for loopback and trusted networks. */
 #define _POSIX_C_SOURCE 200809L
 #include <ctype.h>
 #include <errno.h>
@@ -13,13 +14,15 @@
 
 #include "../iott.h"
 #include "../iott_bridge.h"
+#ifndef IOTT_WITHOUT_TLS
 #include "../iott_mbedtls.h"
+#endif
 #include "../iott_posix.h"
 
 enum { EXIT_USAGE = 2, EXIT_REFUSED = 3, EXIT_UNREACHABLE = 4, MOST = 32, FILE_MOST = 1 << 20 };
 
 static const char usage[] =
-	"usage: iottunnel-agent-lite --server URL --device ID --token-file FILE --forward PORT[/KIND]=HOST:PORT ...\n"
+	"usage: iottunnel-agent-lite [run] --server URL --device ID --token-file FILE --forward PORT[/KIND]=HOST:PORT ...\n"
 	"\n"
 	"Makes services of this device reachable through an iottunnel edge.\n"
 	"\n"
@@ -99,6 +102,8 @@ static void on_down(void *user, const struct iott_end *end) {
 		say("the edge answered %d%s; next attempt in %.1f s", end->status,
 		    end->status == 401 ? ": device or token is wrong" : end->status == 403 ? ": not allowed" : end->status == 409 ? ": another live device uses this id" : "",
 		    end->retry_ms / 1000.0);
+	else if (stopping)
+		say("stopped");
 	else if (end->code != 0)
 		say("the edge closed the tunnel with %d; next attempt in %.1f s", end->code, end->retry_ms / 1000.0);
 	else
@@ -167,6 +172,7 @@ static void forward(char *value, struct iott_port *port, struct iott_target *tar
 	freeaddrinfo(list);
 }
 
+#ifndef IOTT_WITHOUT_TLS
 static char *system_ca(size_t *len) {
 	static const char *const files[] = {"/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"};
 	size_t i;
@@ -179,6 +185,24 @@ static char *system_ca(size_t *len) {
 	fail("--ca: this system has no certificates of its own: install ca-bundle, or name a file");
 	return NULL;
 }
+
+/* secure makes net speak TLS where a server's URL asks for it. */
+static void secure(struct iott_net *net, const struct iott_net *plain, const char *ca_file) {
+	static struct iott_mbedtls tls;
+	size_t len;
+	char *ca = ca_file != NULL ? read_file("--ca", ca_file, &len) : system_ca(&len);
+	int err = iott_mbedtls_init(&tls, net, plain, (const unsigned char *)ca, len + 1);
+	if (err != 0)
+		fail("--ca: these are no certificates (Mbed TLS says -0x%x)", (unsigned)-err);
+	free(ca);
+	tls_why = &tls.why;
+}
+#else
+static void secure(struct iott_net *net, const struct iott_net *plain, const char *ca_file) {
+	(void)net, (void)plain, (void)ca_file;
+	fail("--server: this build has no TLS: ws:// only");
+}
+#endif
 
 static void loop(struct iott *client, struct iott_bridge *bridge, struct iott_posix *posix) {
 	struct pollfd fds[IOTT_POSIX_SOCKETS + IOTT_BRIDGE_STREAMS];
@@ -200,7 +224,6 @@ static void loop(struct iott *client, struct iott_bridge *bridge, struct iott_po
 int main(int argc, char **argv) {
 	static struct iott client;
 	static struct iott_posix posix;
-	static struct iott_mbedtls tls;
 	static struct iott_bridge bridge;
 	static struct iott_port ports[MOST];
 	static struct iott_target targets[MOST];
@@ -209,10 +232,10 @@ int main(int argc, char **argv) {
 	struct iott_net plain, net;
 	struct sigaction action;
 	const char *ca_file = NULL, *token_file = NULL, *bad;
-	char *token, *ca;
+	char *token;
 	size_t len;
 	void *memory;
-	int i, secure = 0, err;
+	int i, with_tls = 0;
 
 	memset(&cfg, 0, sizeof cfg);
 	cfg.net = &net;
@@ -221,7 +244,7 @@ int main(int argc, char **argv) {
 	cfg.device = getenv("IOTTUNNEL_DEVICE");
 	cfg.streams = 8;
 	cfg.buffer = 4096;
-	for (i = 1; i < argc; i++) {
+	for (i = argc > 1 && strcmp(argv[1], "run") == 0 ? 2 : 1; i < argc; i++) {
 		const char *option = argv[i];
 		char *value = strchr(argv[i], '=');
 		if (strcmp(option, "--help") == 0 || strcmp(option, "-h") == 0)
@@ -243,7 +266,7 @@ int main(int argc, char **argv) {
 		else
 			fail(strncmp(option, "--", 2) == 0 ? "%s wants a value" : "%s is no option", option);
 		if (strcmp(option, "--server") == 0 && cfg.nservers < MOST) {
-			secure |= strncmp(value, "wss:", 4) == 0;
+			with_tls |= strncmp(value, "wss:", 4) == 0;
 			servers[cfg.nservers++] = value;
 		} else if (strcmp(option, "--device") == 0) {
 			cfg.device = value;
@@ -281,13 +304,8 @@ int main(int argc, char **argv) {
 
 	iott_posix_net(&plain, &posix);
 	net = plain;
-	if (secure) {
-		ca = ca_file != NULL ? read_file("--ca", ca_file, &len) : system_ca(&len);
-		if ((err = iott_mbedtls_init(&tls, &net, &plain, (const unsigned char *)ca, len + 1)) != 0)
-			fail("--ca: these are no certificates (Mbed TLS says -0x%x)", (unsigned)-err);
-		free(ca);
-		tls_why = &tls.why;
-	}
+	if (with_tls)
+		secure(&net, &plain, ca_file);
 	iott_bridge_init(&bridge, &client, &cfg, targets, cfg.nports);
 	cfg.on_ready = on_ready;
 	cfg.on_address = on_address;
@@ -303,8 +321,6 @@ int main(int argc, char **argv) {
 	sigaction(SIGTERM, &action, NULL);
 	loop(&client, &bridge, &posix);
 	free(memory);
-	if (secure)
-		iott_mbedtls_free(&tls);
 	if (token_file != NULL)
 		free(token);
 	return once_status >= 0 ? once_status : 0;

@@ -1,0 +1,211 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iottunnel/iottunnel/e2e/harness"
+)
+
+// lite builds the agent in C, with the sanitizers where it runs on this processor.
+func lite(t *testing.T, compiler string, flags ...string) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "iottunnel-agent-lite")
+	args := append([]string{compiler, "-std=c99", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-o", binary,
+		"lite/main.c", "iott.c", "iott_posix.c", "iott_bridge.c"}, flags...)
+	status, out, errs := harness.RunToEnd(t, 2*time.Minute, harness.Command{Name: compiler, Args: args, Dir: "../agent/c"})
+	if status != 0 {
+		t.Fatalf("%q: %d\n%s%s", args, status, out, errs)
+	}
+	return binary
+}
+
+// sanitized builds it for this processor, with TLS.
+func sanitized(t *testing.T) string {
+	t.Helper()
+	return lite(t, "cc", "iott_mbedtls.c", "-lmbedtls", "-lmbedx509", "-lmbedcrypto",
+		"-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+}
+
+// TestLite serves pages, sockets and bulk through the agent in C, in both of its
+// profiles.
+func TestLite(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		binary := sanitized(t)
+		for _, profile := range []string{"basic", "inline"} {
+			t.Run(profile, func(t *testing.T) {
+				f := harness.Shared(t, k)
+				o := harness.StartOrigin(t)
+				a := harness.StartAgent(t, f, harness.AgentSetup{
+					Forwards: []string{"80=" + o.Addr}, Command: []string{binary}, Flags: []string{"--profile", profile, "--streams", "16"},
+				})
+				s := &site{face: f, origin: o, agent: a, host: a.Up(t).Hostname(t, 80), client: harness.Visitor(t, f, false)}
+				throughSmall(t, s)
+			})
+		}
+	})
+}
+
+// TestLiteProcessors does the same for other processors, big-endian ones among
+// them, under emulation.
+func TestLiteProcessors(t *testing.T) {
+	for _, c := range []struct{ compiler, emulator string }{
+		{"arm-linux-gnueabihf-gcc", "qemu-arm-static"},
+		{"mips-linux-gnu-gcc", "qemu-mips-static"},
+		{"mipsel-linux-gnu-gcc", "qemu-mipsel-static"},
+	} {
+		t.Run(c.emulator, func(t *testing.T) {
+			t.Parallel()
+			emulator, err := exec.LookPath(c.emulator)
+			if err != nil {
+				t.Fatalf("%v: install qemu-user-static", err)
+			}
+			f := harness.Shared(t, harness.Kinds[slices.IndexFunc(harness.Kinds, func(k harness.Kind) bool { return k.Name() == "plain" })])
+			o := harness.StartOrigin(t)
+			a := harness.StartAgent(t, f, harness.AgentSetup{
+				Servers:  []string{strings.Replace(f.Servers()[0], "localhost", "127.0.0.1", 1)}, // a static program looks no names up
+				Forwards: []string{"80=" + o.Addr}, Flags: []string{"--profile", "inline", "--streams", "16"},
+				Command: []string{emulator, lite(t, c.compiler, "-static", "-DIOTT_WITHOUT_TLS", "-Wl,--no-warnings")},
+			})
+			s := &site{face: f, origin: o, agent: a, host: a.UpWithin(t, time.Minute).Hostname(t, 80), client: harness.Visitor(t, f, false)}
+			throughSmall(t, s)
+		})
+	}
+}
+
+// throughSmall is what visitors do to a small device.
+func throughSmall(t *testing.T, s *site) {
+	t.Helper()
+	s.mustServe(t)
+	const n = 1 << 20
+	if r := s.get(t, fmt.Sprintf("/bytes?n=%d", n)); len(r.body) != n {
+		t.Errorf("download: %d bytes", len(r.body))
+	}
+	req := request(t, "POST", s.url("/sum"), harness.NewPattern(n))
+	req.ContentLength = n
+	if r, err := try(s.client, req); err != nil {
+		t.Error(err)
+	} else if seen := echo(t, r); seen.Bytes != n || seen.SHA256 != harness.PatternSum(n) {
+		t.Errorf("upload: %d of %d bytes", seen.Bytes, n)
+	}
+	if err := s.openFeed(t).want(5); err != nil {
+		t.Error(err)
+	}
+	if err := echoes(s.openSocket(t), 2, "hello from a small device"); err != nil {
+		t.Error(err)
+	}
+	if status := s.agent.Stop(t, 30*time.Second); status != 0 {
+		t.Errorf("status %d after SIGTERM", status)
+	}
+}
+
+// TestLiteHalves has many TCP connections at once send, half-close, and read to the
+// end, and others that are reset: an end arrives as one, and a reset as one.
+func TestLiteHalves(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{TCPPorts: 4})
+		binary := sanitized(t)
+		for _, profile := range []string{"basic", "inline"} {
+			t.Run(profile, func(t *testing.T) {
+				service, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { service.Close() })
+				go func() {
+					for {
+						c, err := service.Accept()
+						if err != nil {
+							return
+						}
+						go func() {
+							defer c.Close()
+							var got [8]byte
+							if _, err := io.ReadFull(c, got[:]); err != nil {
+								return
+							}
+							if string(got[:]) == "reset me" {
+								c.(*net.TCPConn).SetLinger(0)
+								return
+							}
+							c.Write(got[:])
+							io.Copy(c, c)
+						}()
+					}
+				}()
+				a := harness.StartAgent(t, f, harness.AgentSetup{
+					Forwards: []string{"9000=" + service.Addr().String()}, Command: []string{binary},
+					Flags: []string{"--profile", profile, "--streams", "12"},
+				})
+				addr := net.JoinHostPort("127.0.0.1", publicPort(t, a.Up(t), 9000))
+				var all sync.WaitGroup
+				for i := range 12 {
+					all.Go(func() {
+						c, err := net.Dial("tcp", addr)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						defer c.Close()
+						c.SetDeadline(time.Now().Add(harness.VisitorTimeout))
+						if i%4 == 3 {
+							io.WriteString(c, "reset me")
+							if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF {
+								t.Errorf("the service has reset: %v", err)
+							}
+							return
+						}
+						n := int64(200_000 + i)
+						go func() {
+							io.Copy(c, io.LimitReader(harness.NewPattern(n), n))
+							c.(*net.TCPConn).CloseWrite()
+						}()
+						got, sum, err := harness.Sum(c)
+						if err != nil || got != n || sum != harness.PatternSum(n) {
+							t.Errorf("echo: %d of %d bytes, %v", got, n, err)
+						}
+					})
+				}
+				all.Wait()
+			})
+		}
+	})
+}
+
+// TestLiteComesBack kills the edge under it, and starts it again.
+func TestLiteComesBack(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{})
+		o := harness.StartOrigin(t)
+		a := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"80=" + o.Addr}, Command: []string{sanitized(t)}, Flags: []string{"--max-backoff", "2"}})
+		before := a.Up(t).Hostname(t, 80)
+		f.Kill(t)
+		f.Start(t)
+		if now := a.Up(t).Hostname(t, 80); now != before {
+			t.Errorf("hostname was %s and is %s", before, now)
+		}
+	})
+}
+
+// TestLiteRefused has it end with the status that says why.
+func TestLiteRefused(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Shared(t, k)
+		d := f.NewDevice(t)
+		d.Token = "wrong"
+		status, _, errs := harness.AgentToEnd(t, f, harness.UpTime, harness.AgentSetup{
+			Device: d, Forwards: []string{"80=127.0.0.1:1"}, Command: []string{sanitized(t)}, Flags: []string{"--once"},
+		})
+		if status != 3 || !strings.Contains(errs, "device or token is wrong") {
+			t.Errorf("status %d\n%s", status, errs)
+		}
+	})
+}

@@ -106,16 +106,17 @@ const (
 // newSeals derives the key of a link socket from a secret and all that the two ends
 // have said so far: their names and both nonces.
 func newSeals(secret string, g greeting, challenge string, out, in string) *seals {
-	h := hmac.New(sha256.New, []byte(secret))
+	key := sha256.Sum256([]byte(secret)) // HMAC takes a shorter key for one with zeros behind it
+	h := hmac.New(sha256.New, key[:])
 	for _, s := range []string{"iottunnel link v1", g.from.ID, g.from.Epoch, g.to.ID, g.to.Epoch, g.nonce, challenge} {
 		var length [8]byte
 		binary.BigEndian.PutUint64(length[:], uint64(len(s)))
 		h.Write(length[:]) // a hash never fails
 		h.Write([]byte(s))
 	}
-	key := h.Sum(nil)
+	shared := h.Sum(nil)
 	labelled := func(label string) hash.Hash {
-		of := hmac.New(sha256.New, key)
+		of := hmac.New(sha256.New, shared)
 		of.Write([]byte(label))
 		return hmac.New(sha256.New, of.Sum(nil))
 	}

@@ -46,7 +46,7 @@ func (l *Link) call(ctx context.Context, p Peer, q *request) (*conn, *answer, er
 			return nil, nil, l.away(ctx, p, err)
 		}
 	}
-	c, by, err := l.connect(ctx, p)
+	c, by, err := l.reach(ctx, p)
 	if err != nil {
 		return nil, nil, l.away(ctx, p, err)
 	}
@@ -84,9 +84,9 @@ func (l *Link) away(ctx context.Context, p Peer, err error) error {
 
 var errNoSecret = errors.New("cluster: no secret is set")
 
-// connect opens a link socket, up to where the peer has proved itself, and says until
+// reach opens a link socket, up to where the peer has proved itself, and says until
 // when it may answer to a first request.
-func (l *Link) connect(ctx context.Context, p Peer) (*conn, time.Time, error) {
+func (l *Link) reach(ctx context.Context, p Peer) (*conn, time.Time, error) {
 	secrets := l.inForce()
 	if len(secrets) == 0 {
 		return nil, time.Time{}, errNoSecret
@@ -99,7 +99,7 @@ func (l *Link) connect(ctx context.Context, p Peer) (*conn, time.Time, error) {
 	by := time.Now().Add(answerTime) // so many at once are not the peer's fault
 	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
-	raw, err := l.dialer.DialContext(ctx, "tcp", p.Internal)
+	raw, err := l.connect(ctx, "tcp", p.Internal)
 	if err != nil {
 		return nil, time.Time{}, err
 	}

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,6 +95,7 @@ type edgeNode struct {
 	peer   Peer // as others see it
 	server *http.Server
 	log    *lines
+	conn   atomic.Value // net.Conn: the one that was accepted last
 }
 
 // newNode starts a node with the secrets. It is closed, and waited for, when the test
@@ -111,7 +113,11 @@ func newNode(t testing.TB, id string, l *local, secrets ...string) *edgeNode {
 	n.SetSecrets(secrets)
 	mux := http.NewServeMux()
 	mux.HandleFunc(Path, n.Serve)
-	n.server = &http.Server{Handler: mux}
+	n.server = &http.Server{Handler: mux, ConnState: func(c net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			n.conn.Store(c)
+		}
+	}}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)

@@ -81,8 +81,10 @@ type Config struct {
 // called concurrently.
 type Link struct {
 	config  Config
-	dialer  net.Dialer
+	connect func(ctx context.Context, network, address string) (net.Conn, error)
 	secrets atomic.Pointer[[]string] // in force
+
+	tendEvery time.Duration // tendTime
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -102,7 +104,7 @@ type Link struct {
 // NewLink makes a link that lets nobody in, nor goes out, before SetSecrets. It costs
 // nothing while it has no peers.
 func NewLink(c Config) *Link {
-	l := &Link{config: c, pools: make(map[registry.NodeRef]*pool)}
+	l := &Link{config: c, connect: new(net.Dialer).DialContext, tendEvery: tendTime, pools: make(map[registry.NodeRef]*pool)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.secrets.Store(new([]string))
 	return l

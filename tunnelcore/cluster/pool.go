@@ -193,7 +193,7 @@ func (l *Link) allLocked() (all []*conn) {
 
 // tend looks after the sockets until the link is closed.
 func (l *Link) tend() {
-	ticks := time.NewTicker(tendTime)
+	ticks := time.NewTicker(l.tendEvery)
 	defer ticks.Stop()
 	for n := 1; ; n++ {
 		select {
@@ -238,7 +238,7 @@ func (l *Link) lookAfter(keep bool) {
 	}
 	l.mu.Unlock()
 	for _, u := range all {
-		if answered, known := u.c.sock.Acknowledged(tendTime); known && !answered {
+		if answered, known := u.c.sock.Acknowledged(l.tendEvery); known && !answered {
 			u.c.unheard++
 		} else {
 			u.c.unheard = 0

@@ -175,7 +175,9 @@ func (l *Link) open(ctx context.Context, p Peer, q *request, o stream.Options) (
 		return nil, a.err()
 	}
 	clean := false
+	l.streams.Add(1)
 	return c.begin(o, func() { clean = true; l.park(c) }, func() {
+		l.streams.Add(-1)
 		if !clean {
 			c.close()
 		}

@@ -90,6 +90,7 @@ type Link struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // counts the sockets, and goroutines besides
 
+	streams       atomic.Int64 // that Dial and Pass have returned
 	unprovedCount atomic.Int64
 	refused       atomic.Int64 // when the last one was logged, in ns since 1970
 
@@ -154,6 +155,9 @@ func (l *Link) Close() {
 	l.end(all)
 	l.wg.Wait()
 }
+
+// Streams is how many of the streams that Dial and Pass have returned are open.
+func (l *Link) Streams() int { return int(l.streams.Load()) }
 
 // Stats is what a link has at the moment.
 type Stats struct {

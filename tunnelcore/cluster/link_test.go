@@ -58,12 +58,16 @@ func TestDial(t *testing.T) {
 		if o := <-opened; o != open() {
 			t.Errorf("asked for %+v", o)
 		}
+		if n, m := a.Streams(), b.Streams(); n != 1 || m != 0 {
+			t.Errorf("%d and %d streams", n, m)
+		}
 		request := strings.Repeat("x", 1<<i)
 		if got := exchange(t, s, request); got != request {
 			t.Errorf("%d bytes of %d came back", len(got), len(request))
 		}
 		until(t, "the socket is parked", func() bool { return a.Stats().Idle == 1 })
 	}
+	until(t, "no stream is left", func() bool { return a.Streams() == 0 })
 	if s := a.Stats(); s.Out != 1 || s.In != 0 {
 		t.Errorf("20 streams one after the other have left %+v", s)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -425,5 +426,44 @@ func TestManyAtOnce(t *testing.T) {
 	until(t, "they have ended", func() bool { s := a.Stats(); return s.Out == s.Idle })
 	if s := a.Stats(); s.Idle > maxIdle {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A socket from the pool that ends under a request costs nothing; a fresh one that does
+// is a peer that is away.
+func TestSocketEndsUnderARequest(t *testing.T) {
+	var asked, ends atomic.Int64
+	var owner *edgeNode
+	a, b := two(t, &local{info: func(string) (any, bool) {
+		n := asked.Add(1)
+		if ends.Add(-1) >= 0 {
+			owner.Forget(registry.NodeRef{ID: "a", Epoch: "a-1"})
+		}
+		return n, true
+	}})
+	owner = b
+	for _, c := range []struct {
+		ends int64
+		want string // "" for ErrAway
+	}{{0, "1"}, {1, "3"}, {2, ""}, {0, "6"}} {
+		ends.Store(c.ends)
+		got, err := a.Info(t.Context(), b.peer, "d")
+		if string(got) != c.want || (c.want == "") != errors.Is(err, ErrAway) {
+			t.Errorf("%d sockets end: %s, %v; want %s", c.ends, got, err, c.want)
+		}
+	}
+}
+
+// A node that has as many sockets as it takes says so.
+func TestInboundIsBounded(t *testing.T) {
+	a, b := two(t, new(local))
+	set := func(n int) { b.mu.Lock(); b.inbound += n; b.mu.Unlock() }
+	set(maxInbound)
+	if _, err := a.Info(t.Context(), b.peer, "d"); !errors.Is(err, ErrAway) || !strings.Contains(err.Error(), "503") {
+		t.Errorf("%v", err)
+	}
+	set(-maxInbound)
+	if _, err := a.Info(t.Context(), b.peer, "d"); !errors.Is(err, ErrNotHere) {
+		t.Errorf("%v", err)
 	}
 }

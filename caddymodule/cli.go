@@ -18,6 +18,8 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
 func init() {
@@ -535,12 +537,15 @@ func (c *cli) nodes([]string) error {
 	rows := make([][]string, len(v.Nodes))
 	for i, n := range v.Nodes {
 		state := ""
-		if n.Draining {
+		switch {
+		case n.Draining:
 			state = "draining"
+		case n.HeartbeatAge > registry.NodeHeartbeat.Milliseconds()*2:
+			state = "silent for " + roughly(time.Duration(n.HeartbeatAge)*time.Millisecond)
 		}
-		rows[i] = []string{n.Node, fmt.Sprint(n.Clients), fmt.Sprint(n.Capacity), n.URL, n.Internal, state}
+		rows[i] = []string{n.Node, fmt.Sprint(n.Clients), fmt.Sprint(n.Share), fmt.Sprint(n.Capacity), fmt.Sprintf("%.1fs ago", float64(n.HeartbeatAge)/1000), n.URL, n.Internal, state}
 	}
-	return c.table("NODE | DEVICES | ROOM FOR | URL | INTERNAL | ", rows)
+	return c.table("NODE | DEVICES | SHARE | ROOM FOR | HEARTBEAT | URL | INTERNAL | STATE", rows)
 }
 
 func (c *cli) export([]string) error {

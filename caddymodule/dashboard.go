@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/iottunnel/iottunnel/caddymodule/dashboard"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
 func init() {
@@ -25,7 +26,7 @@ func init() {
 // come and go. It changes nothing. Who may see it is for handlers in front of it to
 // decide, such as `basic_auth`. Below another path than / use it in `handle_path`.
 //
-// Its data is at `api/devices`, `api/nodes`, and as server-sent events at `api/events`.
+// Its data is at `api/devices`, `api/devices/ID`, `api/nodes`, and as server-sent events at `api/events`.
 type Dashboard struct {
 	app  *App
 	quit chan struct{}
@@ -98,7 +99,11 @@ func (s dashboardSource) Nodes(r *http.Request) (any, error) {
 func (s dashboardSource) Device(r *http.Request, id string) (any, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), dashboardTime)
 	defer cancel()
-	return getDevice(ctx, s.edge.hub, id)
+	d, err := getDevice(ctx, s.edge.hub, id)
+	if errors.Is(err, registry.ErrUnknown) {
+		return nil, &dashboard.StatusError{Status: http.StatusNotFound, Err: errors.New("nothing is known of this device")}
+	}
+	return d, err
 }
 
 func (s dashboardSource) Changes() (<-chan string, func(), bool) { return changes.join() }

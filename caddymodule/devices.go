@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -18,8 +19,9 @@ const (
 	stateOffline = "offline"
 )
 
-// deviceView is a device as the admin API and the dashboard show it. What is known
-// to the node alone that it is connected to, is left out elsewhere.
+// deviceView is a device as the admin API and the dashboard show it. What the node
+// alone knows that it is connected to is there in lists of that node, and wherever
+// one device is asked for, if that node answers.
 type deviceView struct {
 	Device     string     `json:"device"`
 	Label      string     `json:"label,omitempty"`
@@ -74,11 +76,22 @@ type nodeView struct {
 	Internal string `json:"internal,omitempty"`
 	Clients  int    `json:"clients"`
 	Capacity int    `json:"capacity"`
-	Draining bool   `json:"draining"`
+	// Share is how many of all clients would be here, were they spread by capacity
+	// over the nodes that stay.
+	Share    int  `json:"share"`
+	Draining bool `json:"draining"`
+	// Heartbeat is when the last one was, by the registry's clock, and HeartbeatAge
+	// how long ago.
+	Heartbeat    *time.Time `json:"heartbeat,omitempty"`
+	HeartbeatAge int64      `json:"heartbeat_age_ms"`
 }
 
+// infoOf is what is known of the tunnel of a record: Hub.Tunnel's answer or
+// Hub.TunnelOf's.
+type infoOf func(registry.Record) (tunnelcore.TunnelInfo, bool)
+
 // viewDevice joins what is known of a device. rec and cred may be zero.
-func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential) deviceView {
+func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential, tunnel infoOf) deviceView {
 	v := deviceView{Device: device, State: stateOffline, Ports: []portView{}}
 	switch {
 	case cred.Version == 0:
@@ -104,8 +117,8 @@ func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred regi
 	}
 	v.State, v.Node = stateOnline, rec.Online.Node.ID
 	v.LastSeen = moment(time.Now())
-	info, here := h.Tunnel(device)
-	if !here || info.Tunnel != rec.Online.Tunnel {
+	info, known := tunnel(rec)
+	if !known || info.Tunnel != rec.Online.Tunnel {
 		v.Since = moment(time.UnixMicro(rec.Generation)) // when it was claimed
 		v.Ports = publicPorts(h, rec)
 		return v
@@ -133,6 +146,10 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
+// ownerTime bounds how long the node is asked that a device is connected to: without
+// its answer some is known all the same.
+const ownerTime = 2 * time.Second
+
 // getDevice returns a device, or registry.ErrUnknown.
 func getDevice(ctx context.Context, h *tunnelcore.Hub, device string) (deviceView, error) {
 	rec, err := h.Registry().ByDevice(ctx, device)
@@ -144,7 +161,11 @@ func getDevice(ctx context.Context, h *tunnelcore.Hub, device string) (deviceVie
 	if err != nil && (!errors.Is(err, registry.ErrUnknown) || !leased) {
 		return deviceView{}, err
 	}
-	return viewDevice(h, device, rec, cred), nil
+	return viewDevice(h, device, rec, cred, func(rec registry.Record) (tunnelcore.TunnelInfo, bool) {
+		ctx, cancel := context.WithTimeout(ctx, ownerTime)
+		defer cancel()
+		return h.TunnelOf(ctx, rec)
+	}), nil
 }
 
 // deviceQuery is what a list of devices is asked for.
@@ -161,7 +182,7 @@ const (
 	// scanPage is how many devices are read at once, and maxScan how many a list may
 	// go through: one that finds few says where to go on.
 	scanPage = 500
-	maxScan  = 10_000
+	maxScan  = 4000
 )
 
 // devicePage is some of the list of devices, in the order of ids. Next is the
@@ -212,6 +233,7 @@ func scanDevices(ctx context.Context, h *tunnelcore.Hub, after string) (views []
 	if err != nil {
 		return nil, "", err
 	}
+	here := func(rec registry.Record) (tunnelcore.TunnelInfo, bool) { return h.Tunnel(rec.Device) }
 	// Of a list that has more, only what the other one is known up to counts.
 	if len(records) == scanPage {
 		last = records[scanPage-1].Device
@@ -234,7 +256,7 @@ func scanDevices(ctx context.Context, h *tunnelcore.Hub, after string) (views []
 		if last != "" && device > last {
 			break
 		}
-		views = append(views, viewDevice(h, device, rec, cred))
+		views = append(views, viewDevice(h, device, rec, cred, here))
 	}
 	return views, last, nil
 }
@@ -258,12 +280,30 @@ func listNodes(ctx context.Context, h *tunnelcore.Hub) ([]nodeView, error) {
 	if err != nil {
 		return nil, err
 	}
+	now, err := h.Registry().Time(ctx)
+	if err != nil {
+		return nil, err
+	}
+	clients, capacity := 0, 0
+	for _, n := range nodes {
+		clients += n.Clients
+		if !n.Draining {
+			capacity += n.Capacity
+		}
+	}
 	views := make([]nodeView, len(nodes))
 	for i, n := range nodes {
-		views[i] = nodeView{
+		v := nodeView{
 			Node: n.ID, This: n.ID == h.Node(), URL: n.URL, Internal: n.Internal,
 			Clients: n.Clients, Capacity: n.Capacity, Draining: n.Draining,
 		}
+		if !n.Draining && capacity > 0 {
+			v.Share = int(math.Round(float64(clients) * float64(n.Capacity) / float64(capacity)))
+		}
+		if !n.At.IsZero() {
+			v.Heartbeat, v.HeartbeatAge = moment(n.At), max(0, now.Sub(n.At).Milliseconds())
+		}
+		views[i] = v
 	}
 	return views, nil
 }

@@ -37,7 +37,8 @@ const (
 // A request is a visitor's when its Host is a hostname of the domain of the
 // devices: `LABEL.domain`, or `LABEL--PORT.domain` for another port than the
 // usual one. It is an agent's when its path begins with `/.iottunnel/` on any
-// other host.
+// other host, where `/.iottunnel/health` tells load balancers with 200 or 503
+// whether to send anybody here.
 //
 // Of what visitors send, headers that speak for a proxy or an authenticator
 // (Forwarded, X-Forwarded-*, X-Real-IP, Remote-User and their like) do not reach
@@ -176,6 +177,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if h.Mode != modeDevices && strings.HasPrefix(r.URL.Path, wire.Root) && !under(r.Host, h.app.Domain) {
 		if refusal := checkTarget(r); refusal != nil {
 			refusal.WriteJSON(w)
+			return nil
+		}
+		if r.URL.Path == healthPath {
+			serveHealth(w, r, e)
 			return nil
 		}
 		serveAgent(w, r, e, tunnelcore.Arrival{From: clientIP(r), Secure: r.TLS != nil})

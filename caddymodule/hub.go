@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
@@ -23,6 +24,7 @@ type edge struct {
 	logger      *slog.Logger // of the newest configuration
 
 	shutdown sync.Once
+	ending   atomic.Bool   // shutdown was done
 	down     chan struct{} // closed when the hub has ended
 }
 
@@ -103,6 +105,7 @@ func (e *edge) enforceLocked() {
 // for grace, and returns at once. Only the first call counts.
 func (e *edge) beginShutdown(grace time.Duration) {
 	e.shutdown.Do(func() {
+		e.ending.Store(true)
 		e.conns.closeIdle()
 		go e.runShutdown(grace, 0)
 	})
@@ -160,6 +163,7 @@ func (e *edge) retire() {
 	process.retiring[e] = struct{}{}
 	process.Unlock()
 	e.shutdown.Do(func() {
+		e.ending.Store(true)
 		e.conns.closeIdle()
 		go e.runShutdown(retireGrace, retireSpread)
 	})

@@ -29,6 +29,10 @@ func (h *Handler) serveInternal(w http.ResponseWriter, r *http.Request, next cad
 		servePeer(w, r, e)
 		return nil
 	}
+	if !visitor && r.URL.Path == healthPath {
+		serveHealth(w, r, e)
+		return nil
+	}
 	if peer, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !h.app.node.isRouter(peer.Addr().Unmap()) {
 		refuseStranger(w, r)
 		return nil

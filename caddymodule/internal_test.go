@@ -257,3 +257,27 @@ func TestInternalNeedsSomebody(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestHealth(t *testing.T) {
+	port := internalPort(t)
+	f := start(t, withInternal(port, "192.0.2.1"))
+	for name, r := range map[string]reply{
+		"where agents are": f.get(f.url("localhost") + ".iottunnel/health"),
+		"inside":           f.ask(port, healthPath, "10.0.0.1").reply,
+	} {
+		if r.StatusCode != 200 || r.body != "ok\n" || r.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %d %q", name, r.StatusCode, r.body)
+		}
+	}
+	d := f.connect("cam-1", testSite())
+	if r := f.get(d.up.Ports[0].URL + ".iottunnel/health"); r.body != `GET /.iottunnel/health ""` {
+		t.Errorf("on a device's hostname: %d %q", r.StatusCode, r.body)
+	}
+	edges.Range(func(_, e any) bool {
+		e.(*edge).beginShutdown(time.Second)
+		return true
+	})
+	if r := f.get(f.url("localhost") + ".iottunnel/health"); r.StatusCode != 503 || r.body != "stopping\n" {
+		t.Errorf("while it stops: %d %q", r.StatusCode, r.body)
+	}
+}

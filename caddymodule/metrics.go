@@ -30,6 +30,7 @@ type metricSet struct {
 	bytes          *prometheus.CounterVec
 	registryTime   *prometheus.HistogramVec
 	registryErrors *prometheus.CounterVec
+	nodes          *prometheus.GaugeVec
 }
 
 func newMetrics() *metricSet {
@@ -63,6 +64,7 @@ func newMetrics() *metricSet {
 	m.registryErrors = counter("registry_errors_total", "Calls to the registry that could not tell.", "op")
 	m.redirects = prometheus.NewCounter(prometheus.CounterOpts(name("redirects_total", "Agents that were sent to another node.")))
 	m.takeovers = prometheus.NewCounter(prometheus.CounterOpts(name("takeovers_total", "Tunnels that replaced a live one of the same device.")))
+	m.nodes = prometheus.NewGaugeVec(prometheus.GaugeOpts(name("nodes", "Live nodes, this one among them, when the registry was last asked.")), []string{"state"})
 	open := name("stream_open_seconds", "From a visitor's wish for a stream to its first byte of room.")
 	m.open = prometheus.NewHistogram(prometheus.HistogramOpts{
 		Namespace: open.Namespace, Subsystem: open.Subsystem, Name: open.Name, Help: open.Help,
@@ -73,7 +75,7 @@ func newMetrics() *metricSet {
 		Namespace: calls.Namespace, Subsystem: calls.Subsystem, Name: calls.Name, Help: calls.Help,
 		Buckets: []float64{.0001, .0005, .001, .0025, .005, .01, .025, .05, .1, .5, 1, 5},
 	}, []string{"op"})
-	m.all = append(m.all, m.redirects, m.takeovers, m.open, m.registryTime)
+	m.all = append(m.all, m.nodes, m.redirects, m.takeovers, m.open, m.registryTime)
 	return m
 }
 
@@ -183,6 +185,25 @@ func (m measured) ByLabel(ctx context.Context, label string) (r registry.Record,
 func (m measured) Beat(ctx context.Context, n registry.Node) (err error) {
 	defer func(began time.Time) { timed("beat", began, err) }(time.Now())
 	return m.Registry.Beat(ctx, n)
+}
+
+// Nodes is asked with each heartbeat.
+func (m measured) Nodes(ctx context.Context) (nodes []registry.Node, err error) {
+	defer func(began time.Time) { timed("nodes", began, err) }(time.Now())
+	if nodes, err = m.Registry.Nodes(ctx); err != nil {
+		return nil, err
+	}
+	up, draining := 0, 0
+	for _, n := range nodes {
+		if n.Draining {
+			draining++
+		} else {
+			up++
+		}
+	}
+	metrics.nodes.WithLabelValues("up").Set(float64(up))
+	metrics.nodes.WithLabelValues("draining").Set(float64(draining))
+	return nodes, nil
 }
 
 func (m measured) Credential(ctx context.Context, device string) (c registry.Credential, err error) {

@@ -41,7 +41,8 @@ type Source interface {
 	// Devices and Nodes answer with what is to be sent as JSON.
 	Devices(r *http.Request) (any, error)
 	Nodes(r *http.Request) (any, error)
-	// Device returns one as in a list.
+	// Device returns one as in a list, with what the node knows that it is connected
+	// to.
 	Device(r *http.Request, id string) (any, error)
 	// Changes returns the ids of devices that change, until leave is called; it is
 	// closed when some were missed. ok is false when there is no room for another.
@@ -53,10 +54,13 @@ type Source interface {
 func Serve(w http.ResponseWriter, r *http.Request, s Source, quit <-chan struct{}) bool {
 	h := w.Header()
 	path := strings.TrimPrefix(r.URL.Path, "/")
+	device, isDevice := strings.CutPrefix(path, "api/devices/")
 	switch path {
 	case "", "dashboard.css", "dashboard.js", "api/devices", "api/nodes", "api/events":
 	default:
-		return false
+		if !isDevice || device == "" {
+			return false
+		}
 	}
 	h.Set("Content-Security-Policy", policy)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -80,6 +84,8 @@ func Serve(w http.ResponseWriter, r *http.Request, s Source, quit <-chan struct{
 		answer(w, r, s.Nodes)
 	case "api/events":
 		events(w, r, s, quit)
+	default:
+		answer(w, r, func(r *http.Request) (any, error) { return s.Device(r, device) })
 	}
 	return true
 }

@@ -88,9 +88,21 @@ function summarise(problem) {
   to.append(!loadedAt ? " · loading" : live ? " · live" : " · as of " + new Date(loadedAt).toLocaleTimeString());
 }
 
+// showNodes shows how full each node is, where there are several.
 function showNodes(nodes) {
-  byId("nodes").textContent = nodes.length < 2 ? ""
-    : nodes.map((n) => n.node + ": " + n.clients.toLocaleString() + (n.draining ? ", draining" : "")).join("  ·  ");
+  byId("nodes").replaceChildren(...(nodes.length < 2 ? [] : nodes.map((n) => {
+    const silent = n.heartbeat_age_ms > 6000;
+    const item = element("li", n.draining || silent ? "away" : "");
+    const meter = element("meter");
+    meter.max = Math.max(1, n.capacity);
+    meter.high = n.capacity * 0.9;
+    meter.value = n.clients;
+    meter.setAttribute("aria-label", "load of " + n.node);
+    item.append(element("b", "", n.node), meter, n.clients.toLocaleString() + " of " + n.capacity.toLocaleString()
+      + (n.draining ? ", draining" : silent ? ", silent for " + roughly(n.heartbeat_age_ms) : ""));
+    item.title = "its share is " + n.share.toLocaleString() + (n.url ? " · " + n.url : "") + (n.internal ? " · " + n.internal : "");
+    return item;
+  })));
 }
 
 // draw puts the rows in sight into the document.
@@ -184,6 +196,17 @@ function bytes(n) {
   return (i ? n.toFixed(1) : n) + " " + units[i];
 }
 
+// show puts up a device, and what the node knows that it is connected to, once that has
+// answered.
+function show(d) {
+  details(d);
+  byId("details").showModal();
+  if (d.state !== "online" || d.remote !== undefined) return;
+  getJSON("api/devices/" + encodeURIComponent(d.device)).then((more) => {
+    if (byId("details").open && byId("detail-name").textContent === d.device) details(more);
+  }, () => {}); // what is there stays
+}
+
 function details(d) {
   byId("detail-name").textContent = d.device;
   const to = byId("detail-list");
@@ -212,7 +235,6 @@ function details(d) {
   if (d.lease_until) line("Lease until", moment(d.lease_until));
   if (d.last_close) line("Last end", d.last_close.reason + ", ", moment(d.last_close.at));
   if (d.last_refusal) line("Last refusal", [d.last_refusal.code, d.last_refusal.message, "from " + d.last_refusal.remote].filter(Boolean).join(" · ") + ", ", moment(d.last_refusal.at));
-  byId("details").showModal();
 }
 
 // follow takes changes as they come, while the page is seen.
@@ -254,7 +276,7 @@ function follow() {
 
 list.addEventListener("click", (e) => {
   const row = e.target.closest("li");
-  if (row && e.target.closest("button")) details(row.device);
+  if (row && e.target.closest("button")) show(row.device);
 });
 byId("search").addEventListener("input", () => {
   viewport.scrollTop = 0;

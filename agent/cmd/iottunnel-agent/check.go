@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -33,8 +34,20 @@ func runCheck(o *options, stdout, stderr io.Writer) (int, error) {
 	if o.logLevel > slog.LevelDebug { // what it has to say stands in the findings
 		config.Logger = nil
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		select {
+		case <-signals:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	defer watcher.Wait()
+	defer cancel()
+	defer signal.Stop(signals)
 	subject := check.Subject{Config: config}
 	if o.status != "" {
 		subject.Running = func(ctx context.Context) (check.Running, bool) { return askRunning(ctx, o.status) }
@@ -152,5 +165,6 @@ func askRunning(ctx context.Context, addr string) (r check.Running, ok bool) {
 			break
 		}
 	}
-	return r, json.NewDecoder(br).Decode(&r) == nil && r.Device != ""
+	body, _ := io.ReadAll(br) // as much as comes
+	return r, json.Unmarshal(body, &r) == nil && r.Device != ""
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"html"
 	"runtime"
-	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -121,10 +120,10 @@ func (a About) metrics(s agent.Status, now time.Time) string {
 
 // resources writes what the process takes, as Prometheus' own clients name it.
 func resources(write func(name, kind, help, labels string, value float64)) {
-	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}, {Name: "/sched/goroutines:goroutines"}}
-	metrics.Read(samples)
-	write("go_memory_used_bytes", "gauge", "Memory that the runtime holds.", "", float64(samples[0].Value.Uint64()-samples[1].Value.Uint64()))
-	write("go_goroutines", "gauge", "Goroutines right now.", "", float64(samples[2].Value.Uint64()))
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	write("go_memory_used_bytes", "gauge", "Memory that the runtime holds.", "", float64(m.Sys-m.HeapReleased))
+	write("go_goroutines", "gauge", "Goroutines right now.", "", float64(runtime.NumGoroutine()))
 	if resident, ok := residentMemory(); ok {
 		write("process_resident_memory_bytes", "gauge", "Memory of the process.", "", float64(resident))
 	}

@@ -3,7 +3,6 @@
 package service
 
 import (
-	"encoding/xml"
 	"strings"
 )
 
@@ -33,13 +32,15 @@ func launchd(run func(...string) (string, error)) Manager {
 	}
 }
 
+// xmlText writes text into XML (XML 1.0 §2.4). Ends of lines would be read as others
+// (§2.11).
+var xmlText = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&#34;", "'", "&#39;", "\t", "&#x9;", "\n", "&#xA;", "\r", "&#xD;")
+
 // plist is launchd.plist(5).
 func plist(s Spec) (string, error) {
 	var b strings.Builder
 	value := func(indent, kind, text string) {
-		b.WriteString(indent + "<" + kind + ">")
-		_ = xml.EscapeText(&b, []byte(text)) // a Builder takes everything
-		b.WriteString("</" + kind + ">\n")
+		b.WriteString(indent + "<" + kind + ">" + xmlText.Replace(text) + "</" + kind + ">\n")
 	}
 	pair := func(key, text string) {
 		value("\t", "key", key)

@@ -183,6 +183,8 @@ func (h *Hub) join() error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, registry.ErrSchema):
+			return err
 		case !errors.Is(err, registry.ErrNodeLive):
 			h.log().Error("registry does not answer; no agent is let in until it does", "error", err)
 			return nil

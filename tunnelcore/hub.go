@@ -144,6 +144,7 @@ func New(c Config) (*Hub, error) {
 	h.wg.Go(h.beating)
 	h.wg.Go(h.refreshing)
 	h.wg.Go(h.watching)
+	h.wg.Go(h.ports.follow)
 	if r, ok := h.reg.(registry.Restorer); ok {
 		h.wg.Go(func() { h.restoring(r) })
 	}

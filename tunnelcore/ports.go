@@ -23,28 +23,46 @@ type TCPPorts struct {
 	Bind        []string       // addresses to listen on; none: all
 	Host        string         // told to agents; empty: the domain
 	Allow       []netip.Prefix // who may connect; none: everybody
+	Listen      Listen
 }
+
+// Listen says which of the leased public ports a node opens.
+type Listen int
+
+const (
+	// ListenAll opens all that are leased, wherever their device is connected, so
+	// that host and port lead to it through any node. Each costs a descriptor per
+	// address of Bind, and about 4 KiB.
+	ListenAll Listen = iota
+	// ListenOwner opens those of devices that are connected to this node, or were
+	// just now.
+	ListenOwner
+)
 
 // acceptPause is how long a port rests when the process has no descriptor left
 // for a visitor.
 const acceptPause = 50 * time.Millisecond
 
 // ports holds the listeners of leased public ports. A port stays open while its
-// device is connected or expected back, over changes of settings.
+// device is connected or expected back, over changes of settings; with ListenAll,
+// as long as it is leased.
 type ports struct {
 	hub *Hub
 
-	mu     sync.Mutex // guards what follows; inside Hub.mu
-	open   map[uint16]*publicPort
-	by     map[string][]*publicPort // by device
-	closed bool
+	mu   sync.Mutex // guards what follows; inside Hub.mu
+	open map[uint16]*publicPort
+	by   map[string][]*publicPort // by device
+	// refused is what did not open, to be tried again.
+	refused map[uint16]*refusedPort
+	// touched is the ports that a device of this node got or gave back while the list
+	// of those leased was asked for, which may not know of it; nil when none is.
+	touched map[uint16]struct{}
+	closed  bool
 }
 
 // publicPort is one public port, and where it leads.
 type publicPort struct {
-	number    uint16
-	device    string
-	port      uint16 // of the device
+	registry.PortLease
 	bind      []string
 	listeners []net.Listener
 }
@@ -81,38 +99,40 @@ func (h *Hub) leasePorts(ctx context.Context, t *tunnel) map[uint16]string {
 	return h.ports.assign(t.holder.Device, leased, tcp)
 }
 
-// assign opens the leased ports of a device, and closes those that it no longer
-// has. It returns the address of each device port that is open.
+// assign opens the leased ports of a device that is connected here, and closes
+// those that it no longer has. It returns the address of each device port that is
+// open.
 func (p *ports) assign(device string, leased map[uint16]uint16, tcp *TCPPorts) map[uint16]string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var keep, drop []*publicPort
+	var drop []*publicPort
 	for _, pp := range p.by[device] {
-		if leased[pp.port] == pp.number && slices.Equal(pp.bind, tcp.Bind) {
-			keep = append(keep, pp)
-		} else {
+		p.touchLocked(pp.Public)
+		if leased[pp.Port] != pp.Public || !slices.Equal(pp.bind, tcp.Bind) {
 			drop = append(drop, pp)
 		}
 	}
 	p.closeLocked(drop)
 	addresses := make(map[uint16]string, len(leased))
-	for port, number := range leased {
-		if !slices.ContainsFunc(keep, func(pp *publicPort) bool { return pp.number == number }) {
-			pp, err := p.listenLocked(device, port, number, tcp.Bind)
-			if err != nil {
-				p.hub.log().Error("public port does not open; another program may have it", "device", device, "port", number, "error", err)
-				continue
-			}
-			keep = append(keep, pp)
+	var refused refusedPorts
+	for port, public := range leased {
+		p.touchLocked(public)
+		if err := p.openLocked(registry.PortLease{Public: public, Device: device, Port: port}, tcp.Bind); err != nil {
+			refused.addLocked(p, public, err)
+			continue
 		}
-		addresses[port] = tcp.address(p.hub.settings.Load(), number)
+		addresses[port] = tcp.address(p.hub.settings.Load(), public)
 	}
-	if len(keep) > 0 {
-		p.by[device] = keep
-	} else {
-		delete(p.by, device)
-	}
+	refused.log(p.hub.log().With("device", device))
 	return addresses
+}
+
+// touchLocked notes that a list that was asked for before does not know what became
+// of a port. It wants mu.
+func (p *ports) touchLocked(public uint16) {
+	if p.touched != nil {
+		p.touched[public] = struct{}{}
+	}
 }
 
 // address is where visitors reach a public port.
@@ -120,33 +140,49 @@ func (tcp *TCPPorts) address(s *Settings, public uint16) string {
 	return net.JoinHostPort(cmp.Or(tcp.Host, s.Domain), strconv.Itoa(int(public)))
 }
 
-// listenLocked opens one port. Without SO_REUSEPORT, so that a stranger's use of
-// the port is found. It wants mu.
-func (p *ports) listenLocked(device string, port, number uint16, bind []string) (*publicPort, error) {
+// openLocked opens a port, unless it is, and closes what another device had there:
+// it has lost it. It wants mu.
+func (p *ports) openLocked(l registry.PortLease, bind []string) error {
 	if p.closed {
-		return nil, net.ErrClosed
+		return net.ErrClosed
 	}
-	if other := p.open[number]; other != nil {
-		p.closeLocked([]*publicPort{other}) // its device has lost it
+	if there := p.open[l.Public]; there != nil {
+		if there.PortLease == l && slices.Equal(there.bind, bind) {
+			return nil
+		}
+		p.closeLocked([]*publicPort{there})
 	}
-	pp := &publicPort{number: number, device: device, port: port, bind: bind}
+	pp, err := listen(l, bind)
+	if err != nil {
+		p.refuseLocked(l)
+		return err
+	}
+	delete(p.refused, l.Public)
+	p.open[l.Public] = pp
+	p.by[l.Device] = append(p.by[l.Device], pp)
+	for _, listener := range pp.listeners {
+		p.hub.wg.Go(func() { p.acceptVisitors(pp, listener) })
+	}
+	return nil
+}
+
+// listen listens on a port, without SO_REUSEPORT, so that a stranger's use of it is
+// found.
+func listen(l registry.PortLease, bind []string) (*publicPort, error) {
+	pp := &publicPort{PortLease: l, bind: bind}
 	addresses := bind
 	if len(addresses) == 0 {
 		addresses = []string{""}
 	}
 	for _, host := range addresses {
-		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(number))))
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(int(l.Public))))
 		if err != nil {
-			for _, l := range pp.listeners {
-				l.Close()
+			for _, opened := range pp.listeners {
+				opened.Close()
 			}
 			return nil, err
 		}
-		pp.listeners = append(pp.listeners, l)
-	}
-	p.open[number] = pp
-	for _, l := range pp.listeners {
-		p.hub.wg.Go(func() { p.acceptVisitors(pp, l) })
+		pp.listeners = append(pp.listeners, listener)
 	}
 	return pp, nil
 }
@@ -157,21 +193,30 @@ func (p *ports) closeLocked(all []*publicPort) {
 		for _, l := range pp.listeners {
 			l.Close()
 		}
-		if p.open[pp.number] == pp {
-			delete(p.open, pp.number)
+		if p.open[pp.Public] == pp {
+			delete(p.open, pp.Public)
 		}
-		p.by[pp.device] = slices.DeleteFunc(p.by[pp.device], func(other *publicPort) bool { return other == pp })
-		if len(p.by[pp.device]) == 0 {
-			delete(p.by, pp.device)
+		p.by[pp.Device] = slices.DeleteFunc(p.by[pp.Device], func(other *publicPort) bool { return other == pp })
+		if len(p.by[pp.Device]) == 0 {
+			delete(p.by, pp.Device)
 		}
 	}
 }
 
-// release closes the ports of a device that is not expected back.
+// release closes the ports of a device that is not expected back here, unless they
+// are open for wherever it is.
 func (p *ports) release(device string) {
+	if p.hub.settings.Load().TCP.listensAll() {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closeLocked(slices.Clone(p.by[device]))
+	for public, r := range p.refused {
+		if r.Device == device {
+			delete(p.refused, public)
+		}
+	}
 }
 
 // close closes all ports for good.
@@ -193,7 +238,7 @@ func (p *ports) acceptVisitors(pp *publicPort, l net.Listener) {
 			return
 		case err != nil:
 			// Out of descriptors, most likely: visitors who leave free some.
-			p.hub.log().Error("public port takes no visitor", "device", pp.device, "port", pp.number, "error", err)
+			p.hub.log().Error("public port takes no visitor", "device", pp.Device, "port", pp.Public, "error", err)
 			select {
 			case <-time.After(acceptPause):
 			case <-p.hub.ctx.Done():
@@ -215,8 +260,8 @@ func (p *ports) acceptVisitors(pp *publicPort, l net.Listener) {
 func (p *ports) serve(pp *publicPort, c net.Conn) {
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	log := p.hub.log().With("device", pp.device, "port", pp.number, "remote", from)
-	leave, err := p.enter(pp.device, from.Addr())
+	log := p.hub.log().With("device", pp.Device, "port", pp.Public, "remote", from)
+	leave, err := p.enter(pp.Device, from.Addr())
 	if err != nil {
 		stream.Abort(c)
 		log.Debug("visitor refused", "reason", err)
@@ -224,7 +269,7 @@ func (p *ports) serve(pp *publicPort, c net.Conn) {
 	}
 	defer leave()
 	ctx := p.hub.ctx
-	conn, err := p.hub.Dial(ctx, pp.device, pp.port, from)
+	conn, err := p.hub.Dial(ctx, pp.Device, pp.Port, from)
 	if err != nil {
 		stream.Abort(c)
 		log.Debug("visitor not served", "error", err)

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +18,8 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -466,4 +470,64 @@ func TestInboundIsBounded(t *testing.T) {
 	if _, err := a.Info(t.Context(), b.peer, "d"); !errors.Is(err, ErrNotHere) {
 		t.Errorf("%v", err)
 	}
+}
+
+// oneConn is a listener with one connection.
+type oneConn struct{ conn chan net.Conn }
+
+func (l oneConn) Close() error   { return nil }
+func (l oneConn) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (l oneConn) Accept() (net.Conn, error) {
+	if c, ok := <-l.conn; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+// What a node is passed is as good as a connection: an HTTP server takes a WebSocket
+// from it, which carries a device's stream.
+func TestPassCarriesAWebSocket(t *testing.T) {
+	served := make(chan *socket.Socket, 1)
+	a, b := two(t, &local{serve: func(_ context.Context, c net.Conn, _ Agent) {
+		l := oneConn{make(chan net.Conn, 1)}
+		l.conn <- c
+		close(l.conn)
+		h := http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			s, err := accept.Upgrade(w, r, "test", socket.LargeBuffer, nil)
+			if err != nil {
+				t.Error(err)
+			}
+			served <- s
+		})}
+		h.Serve(l)
+	}})
+	// The agent's connection, and the node in between that relays it.
+	agent, x := loopback(t)
+	y, err := a.Pass(t.Context(), b.peer, Agent{Remote: netip.MustParseAddr("192.0.2.1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	relayed := make(chan error, 1)
+	go func() {
+		_, _, err := stream.Relay(t.Context(), x, y)
+		relayed <- err
+	}()
+	within(t, "stream", func() {
+		s, err := socket.Dial(t.Context(), agent, &url.URL{Scheme: "http", Host: "edge", Path: "/"}, nil, "test", socket.LargeBuffer)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		device, edge := stream.New(s, stream.Options{}), stream.New(<-served, stream.Options{})
+		go echo(device)
+		sent := strings.Repeat("0123456789abcdef", 1<<16)
+		if got := exchange(t, edge, sent); got != sent {
+			t.Errorf("%d bytes of %d came back", len(got), len(sent))
+		}
+		if err := <-relayed; err != nil {
+			t.Errorf("relay: %v", err)
+		}
+	})
+	until(t, "both have let go", func() bool { s := a.Stats(); return s.Out == s.Idle && b.Stats().In == s.Idle && b.Streams() == 0 })
 }

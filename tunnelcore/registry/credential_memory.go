@@ -167,27 +167,12 @@ func (m *Memory) DropCredential(ctx context.Context, device string) error {
 
 // Enrolled implements Credentials.
 func (m *Memory) Enrolled(ctx context.Context, after string, limit int) ([]Credential, error) {
-	var page []Credential
-	var chunk []string
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	return page(ctx, &m.secrets.enrolled, after, limit, func(device string) (Credential, bool) {
+		if c := m.credential(device); c != nil {
+			return m.publicCredential(device, c), true
 		}
-		n := min(limit-len(page), maxBlock)
-		if n <= 0 {
-			return page, nil
-		}
-		chunk = m.secrets.enrolled.after(chunk[:0], after, n)
-		for _, device := range chunk {
-			if c := m.credential(device); c != nil {
-				page = append(page, m.publicCredential(device, c))
-			}
-		}
-		if len(chunk) < n {
-			return page, nil
-		}
-		after = chunk[n-1]
-	}
+		return Credential{}, false
+	})
 }
 
 // AddCode implements Credentials.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"slices"
 	"sync"
 )
@@ -89,4 +90,30 @@ func (s *ids) after(page []string, id string, n int) []string {
 		n -= len(piece)
 	}
 	return page
+}
+
+// page lists what show has of the ids after `after`, at most limit, and fewer only at
+// the end of the set.
+func page[T any](ctx context.Context, of *ids, after string, limit int, show func(id string) (T, bool)) ([]T, error) {
+	var list []T
+	var chunk []string
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		n := min(limit-len(list), maxBlock)
+		if n <= 0 {
+			return list, nil
+		}
+		chunk = of.after(chunk[:0], after, n)
+		for _, id := range chunk {
+			if shown, ok := show(id); ok {
+				list = append(list, shown)
+			}
+		}
+		if len(chunk) < n {
+			return list, nil
+		}
+		after = chunk[n-1]
+	}
 }

@@ -254,28 +254,13 @@ func (m *Memory) look(ctx context.Context, in *sync.Map, name string) (Record, e
 
 // Devices implements Registry.
 func (m *Memory) Devices(ctx context.Context, after string, limit int) ([]Record, error) {
-	var page []Record
-	var chunk []string
 	now := m.clock.read()
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+	return page(ctx, &m.ids, after, limit, func(id string) (Record, bool) {
+		if r := m.published(id); r != nil && r.until > now {
+			return m.show(r, now), true
 		}
-		n := min(limit-len(page), maxBlock)
-		if n <= 0 {
-			return page, nil
-		}
-		chunk = m.ids.after(chunk[:0], after, n)
-		for _, id := range chunk {
-			if v, ok := m.devices.Load(id); ok && v.(*record).until > now {
-				page = append(page, m.show(v.(*record), now))
-			}
-		}
-		if len(chunk) < n {
-			return page, nil
-		}
-		after = chunk[n-1]
-	}
+		return Record{}, false
+	})
 }
 
 // Beat implements Registry.

@@ -250,22 +250,20 @@ func (s *store) write(b *batch, now saved) error {
 }
 
 func writeSecrets(tx *bbolt.Tx, b *batch) error {
-	secrets, codes := tx.Bucket(bucketSecrets), tx.Bucket(bucketCodes)
-	for device, c := range b.credentials {
-		var v any
-		if c != nil {
-			v = c
-		}
-		if err := put(secrets, device, v); err != nil {
-			return err
-		}
+	if err := putAll(tx.Bucket(bucketSecrets), b.credentials); err != nil {
+		return err
 	}
-	for id, c := range b.codes {
+	return putAll(tx.Bucket(bucketCodes), b.codes)
+}
+
+// putAll stores what there is, and removes the keys of those that are nil.
+func putAll[T any](b *bbolt.Bucket, all map[string]*T) error {
+	for key, value := range all {
 		var v any
-		if c != nil {
-			v = c
+		if value != nil {
+			v = value
 		}
-		if err := put(codes, id, v); err != nil {
+		if err := put(b, key, v); err != nil {
 			return err
 		}
 	}

@@ -45,6 +45,7 @@ func (l *Link) call(ctx context.Context, p Peer, q *request) (*conn, *answer, er
 		if !errors.Is(err, errStale) {
 			return nil, nil, l.away(ctx, p, err)
 		}
+		l.dropParked(p.NodeRef) // those that were used longer ago are hardly better
 	}
 	c, by, err := l.reach(ctx, p)
 	if err != nil {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
@@ -127,6 +128,19 @@ func (l *Link) parked(n registry.NodeRef) *conn {
 	}
 }
 
+// dropParked closes the sockets to n that are parked.
+func (l *Link) dropParked(n registry.NodeRef) {
+	l.mu.Lock()
+	var all []*conn
+	if p := l.pools[n]; p != nil {
+		all, p.idle = p.idle, nil
+	}
+	l.mu.Unlock()
+	for _, c := range all {
+		c.close()
+	}
+}
+
 // place waits for a handshake with n to be allowed, for placeTime at most; done gives
 // it back.
 func (l *Link) place(ctx context.Context, n registry.NodeRef) (done func(), err error) {
@@ -161,12 +175,9 @@ func (l *Link) end(all []*conn) {
 		c.over = true
 		s, idle := c.stream, false
 		if p := l.pools[c.node]; p != nil {
-			for i, other := range p.idle {
-				if other == c {
-					p.idle = append(p.idle[:i], p.idle[i+1:]...)
-					idle = true
-					break
-				}
+			if i := slices.Index(p.idle, c); i >= 0 {
+				p.idle = slices.Delete(p.idle, i, i+1)
+				idle = true
 			}
 		}
 		l.mu.Unlock()
@@ -201,23 +212,28 @@ func (l *Link) tend() {
 			return
 		case <-ticks.C:
 		}
-		l.end(l.outdated())
+		l.dropOutdated()
 		l.lookAfter(n%keepAliveEvery == 0)
 	}
 }
 
-// outdated returns the sockets that were parked for long enough.
-func (l *Link) outdated() (old []*conn) {
+// dropOutdated closes the sockets that were parked for long enough.
+func (l *Link) dropOutdated() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	var old []*conn
 	for _, p := range l.pools {
-		for _, c := range p.idle {
-			if time.Since(c.since) >= idleTime {
-				old = append(old, c)
+		p.idle = slices.DeleteFunc(p.idle, func(c *conn) bool {
+			if time.Since(c.since) < idleTime {
+				return false
 			}
-		}
+			old = append(old, c)
+			return true
+		})
 	}
-	return old
+	l.mu.Unlock()
+	for _, c := range old {
+		c.close()
+	}
 }
 
 // lookAfter ends the sockets whose peer's system acknowledges nothing any more, and

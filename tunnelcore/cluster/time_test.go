@@ -299,12 +299,15 @@ func TestIdleSockets(t *testing.T) {
 	})
 }
 
-// A socket from the pool that is dead without saying so is found out, and a fresh one
-// used.
-func TestStaleSocket(t *testing.T) {
+// Sockets from the pool that are dead without saying so are found out, all with the
+// first one, and a fresh one is used.
+func TestStaleSockets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p pipes
-		b, endB := p.node("b", new(local))
+		b, endB := p.node("b", &local{probe: func(context.Context, string, string) bool {
+			time.Sleep(time.Millisecond) // so that several are asked at once
+			return true
+		}})
 		defer endB()
 		a, endA := p.node("a", new(local))
 		defer endA()
@@ -312,21 +315,31 @@ func TestStaleSocket(t *testing.T) {
 		a.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, s := net.Pipe()
 			p.nodes[address] <- s
-			if dialled++; dialled == 1 {
+			select {
+			case <-stop:
+				dialled++
+				return c, nil
+			default:
 				return &stoppable{c, stop}, nil
 			}
-			return c, nil
 		}
-		if _, err := a.Info(t.Context(), b.peer, "d"); !errors.Is(err, ErrNotHere) {
-			t.Fatal(err)
+		for range 10 {
+			go a.Probe(t.Context(), b.peer, "d", "t")
+		}
+		time.Sleep(time.Second)
+		if s := a.Stats(); s.Idle != 10 {
+			t.Fatalf("%+v", s)
 		}
 		close(stop)
 		began := time.Now()
-		if _, err := a.Info(t.Context(), b.peer, "d"); !errors.Is(err, ErrNotHere) {
-			t.Error(err)
+		if alive, err := a.Probe(t.Context(), b.peer, "d", "t"); !alive || err != nil {
+			t.Errorf("%v, %v", alive, err)
 		}
-		if took := time.Since(began); took != staleTime || dialled != 2 {
+		if took := time.Since(began); took > staleTime+10*time.Millisecond || dialled != 1 {
 			t.Errorf("after %v and %d handshakes", took, dialled)
+		}
+		if s := a.Stats(); s.Out != 1 || s.Idle != 1 {
+			t.Errorf("%+v", s)
 		}
 	})
 }

@@ -76,6 +76,7 @@ func (n *playedNode) Hold(t *testing.T, label, device string) {
 	t.Helper()
 	n.redis.Do(t, "HSET", "iottunnel:lease:{"+label+"}", "device", device, "gen", "1", "hold", "x",
 		"node", n.ID, "epoch", n.Epoch, "http", n.Addr)
+	n.redis.Do(t, "HSET", "iottunnel:device:{"+device+"}", "label", label, "until_ms", "9999999999999")
 }
 
 // leave has a device be offline, as a node does on a goodbye.
@@ -84,7 +85,7 @@ func leave(t *testing.T, r *harness.Redis, label, device, why string) {
 	now := strconv.FormatInt(time.Now().UnixMilli(), 10)
 	r.Do(t, "HSET", "iottunnel:lease:{"+label+"}", "device", device)
 	r.Do(t, "HDEL", "iottunnel:lease:{"+label+"}", "node", "epoch", "http")
-	r.Do(t, "HSET", "iottunnel:device:{"+device+"}", "label", label, "seen_ms", now, "why", why)
+	r.Do(t, "HSET", "iottunnel:device:{"+device+"}", "label", label, "until_ms", "9999999999999", "seen_ms", now, "why", why)
 }
 
 // commands is how often Redis has carried out a command.
@@ -197,6 +198,14 @@ func TestNginxRoutes(t *testing.T) {
 	if g.status != 503 || g.header.Get("Iottunnel-Error") != "device_offline" || g.header.Get("Retry-After") != "10" || !strings.Contains(g.body, "Last seen") {
 		t.Errorf("offline: %v", g)
 	}
+	// Its lease has ended, and the route has not.
+	r.Do(t, "HSET", "iottunnel:device:{bell-1}", "until_ms", strconv.FormatInt(time.Now().UnixMilli()-1, 10))
+	harness.Eventually(t, 3*time.Second, "the lease has ended", func() error {
+		if g := fetch(t, c, "GET", "bell.devices.test", "/", nil); g.header.Get("Iottunnel-Error") != "unknown_device" {
+			return errors.New(g.String())
+		}
+		return nil
+	})
 	// Its node has died, or started anew.
 	b.Hold(t, "tree", "tree-1")
 	r.Do(t, "HSET", "iottunnel:lease:{tree}", "epoch", "former")
@@ -216,7 +225,7 @@ func TestNginxHeaders(t *testing.T) {
 	r := harness.StartRedis(t, harness.RedisSetup{})
 	a := playNode(t, r, "edge-a")
 	a.Hold(t, "lamp", "lamp-1")
-	n := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r) + ` keep_headers = { "Remote-Name" },`, HTTP: "underscores_in_headers on;"})
+	n := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r) + ` keep_headers = { "Remote-Name" }, drop_headers = { "X-Drop" },`, HTTP: "underscores_in_headers on;"})
 	seen := make(chan *http.Request, 1)
 	a.Serve(func(w http.ResponseWriter, r *http.Request) {
 		seen <- r
@@ -232,7 +241,7 @@ func TestNginxHeaders(t *testing.T) {
 		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Proto", "https", "X-Forwarded-Host", "evil", "X-Forwarded-Port", "1",
 		"x_forwarded_prefix", "/evil", "Forwarded", "for=6.6.6.6", "X-Real-Ip", "6.6.6.6", "Remote-User", "admin", "Remote-Name", "kept",
 		"Remote_Groups", "admin", "Iottunnel-Device", "x", "iottunnel_error", "x", "Authorization", "Basic eDp5", "Cookie", "c=d",
-		"X-Hop", "1", "X-Other", "2", "Connection", "X-Hop, X-Forwarded-For, Authorization, close", "Upgrade", "h2c", "HTTP2-Settings", "x")
+		"X-Hop", "1", "x-drop", "3", "X-Other", "2", "Connection", "X-Hop, X-Forwarded-For, Authorization, close", "Upgrade", "h2c", "HTTP2-Settings", "x")
 	req := <-seen
 	h := req.Header
 	if from, err := netip.ParseAddrPort(h.Get("X-Forwarded-For")); err != nil || !from.Addr().IsLoopback() || len(h["X-Forwarded-For"]) != 1 {
@@ -246,7 +255,7 @@ func TestNginxHeaders(t *testing.T) {
 			t.Errorf("%s: %q; want %q", name, got, want)
 		}
 	}
-	for _, name := range []string{"X-Forwarded-Port", "X_forwarded_prefix", "Forwarded", "X-Real-Ip", "Remote-User", "Remote_groups", "Iottunnel-Device", "Iottunnel_error", "X-Hop", "Upgrade"} {
+	for _, name := range []string{"X-Forwarded-Port", "X_forwarded_prefix", "Forwarded", "X-Real-Ip", "Remote-User", "Remote_groups", "Iottunnel-Device", "Iottunnel_error", "X-Hop", "X-Drop", "Upgrade"} {
 		if got := h.Values(name); got != nil {
 			t.Errorf("%s: %q reaches the node", name, got)
 		}

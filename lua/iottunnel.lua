@@ -179,6 +179,9 @@ local function visitor(host)
     ngx.var.iottunnel_label = label
     ngx.ctx.iottunnel = { label = label }
     headers.clean(config.keep)
+    for _, name in ipairs(config.drop_headers or {}) do
+        ngx.req.clear_header(name)
+    end
     if ngx.var.iottunnel_upgrade ~= "" and has_body() then
         -- The rest of the body would be read beside the other protocol.
         ngx.var.iottunnel_upgrade = ""

@@ -240,11 +240,20 @@ type Authority struct {
 // NewAuthority makes an authority that nobody trusts who is not given its File.
 func NewAuthority(tb testing.TB) *Authority {
 	tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	a, err := newAuthority(tb.TempDir())
 	if err != nil {
 		tb.Fatal(err)
 	}
-	a := &Authority{File: filepath.Join(tb.TempDir(), "authority.pem"), made: make(map[string]*tls.Certificate), key: key}
+	return a
+}
+
+// newAuthority is NewAuthority for callers without a test; dir is for its file.
+func newAuthority(dir string) (*Authority, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	a := &Authority{File: filepath.Join(dir, "authority.pem"), made: make(map[string]*tls.Certificate), key: key}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "the company's inspection"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
@@ -252,15 +261,12 @@ func NewAuthority(tb testing.TB) *Authority {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	if a.cert, err = x509.ParseCertificate(der); err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
-	if err := os.WriteFile(a.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
-		tb.Fatal(err)
-	}
-	return a
+	return a, os.WriteFile(a.File, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600)
 }
 
 // Certify returns a certificate for a name or an IP address.

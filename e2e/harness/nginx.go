@@ -28,11 +28,11 @@ type NginxSetup struct {
 	Domain   string // of the devices; devices.test if empty
 	Workers  int    // 1 if zero
 	Omit     string // http.conf or setup: is not in nginx.conf
-	TLS      *NginxTLS
-}
+	Stream   string // the whole of stream { }
+	Host     *Host  // where it runs; nil: here, on loopback
 
-// NginxTLS are the files of a certificate for all names.
-type NginxTLS struct{ CertFile, KeyFile string }
+	secure func(name string) (certFile, keyFile string) // nil: without TLS
+}
 
 // Nginx is a real nginx with the Lua router of this repository, on loopback.
 type Nginx struct {
@@ -98,7 +98,13 @@ func (n *Nginx) Domain() string {
 }
 
 // Addr is where visitors and agents connect.
-func (n *Nginx) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.Port)) }
+func (n *Nginx) Addr() string {
+	address := "127.0.0.1"
+	if n.setup.Host != nil {
+		address = n.setup.Host.Addr
+	}
+	return net.JoinHostPort(address, strconv.Itoa(n.Port))
+}
 
 // OtherAddr is what NginxSetup.Sites listen on as OTHER.
 func (n *Nginx) OtherAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(n.Other)) }
@@ -110,6 +116,14 @@ func (n *Nginx) Log() *Log { return n.log }
 func (n *Nginx) Write(s NginxSetup) error {
 	n.setup = s
 	return os.WriteFile(filepath.Join(n.Dir, "nginx.conf"), []byte(n.config()), 0o600)
+}
+
+// agentNames are the hosts that agents ask for.
+func (n *Nginx) agentNames() []string {
+	if n.setup.Host != nil {
+		return []string{"localhost", n.setup.Host.Addr, HostedName}
+	}
+	return []string{"localhost", "127.0.0.1"}
 }
 
 // luaDir is the folder of the Lua router.
@@ -145,13 +159,26 @@ func (n *Nginx) config() string {
 	line("%s", part("http.conf", "\tinclude "+luaDir()+"/http.conf;"))
 	line("%s", part("setup", "\tinit_by_lua_block {\n\t\trequire(\"iottunnel\").setup{\n\t\t\tdomain = \""+n.Domain()+"\",\n\t\t\t"+s.Settings+"\n\t\t}\n\t}"))
 	line("%s", s.HTTP)
-	listen := fmt.Sprintf("\t\tlisten 127.0.0.1:%d;", n.Port)
-	if s.TLS != nil {
-		listen = fmt.Sprintf("\t\tlisten 127.0.0.1:%d ssl http2;\n\t\tssl_certificate %s;\n\t\tssl_certificate_key %s;", n.Port, s.TLS.CertFile, s.TLS.KeyFile)
+	listen := func(name string) string {
+		if s.secure == nil {
+			return "listen " + n.Addr() + ";"
+		}
+		cert, key := s.secure(name)
+		more := ""
+		if net.ParseIP(name) != nil {
+			more = " default_server" // who asks for an address names no server in TLS
+		}
+		return "listen " + n.Addr() + " ssl http2" + more + ";\n\t\tssl_certificate " + cert + ";\n\t\tssl_certificate_key " + key + ";"
 	}
-	line("\tserver {\n%s\n\t\tserver_name *.%s;\n%s\n\t\tinclude %s/server.conf;\n\t}", listen, n.Domain(), s.Server, luaDir())
-	line("\tserver {\n%s\n\t\tserver_name localhost 127.0.0.1;\n%s\n\t\tinclude %s/agents.conf;\n\t\tlocation / { return 200 \"the operator's own site\"; }\n\t}", listen, s.Agents, luaDir())
+	line("\tserver {\n\t\t%s\n\t\tserver_name *.%s;\n%s\n\t\tinclude %s/server.conf;\n\t}", listen("*."+n.Domain()), n.Domain(), s.Server, luaDir())
+	for _, name := range n.agentNames() {
+		line("\tserver {\n\t\t%s\n\t\tserver_name %s;\n%s\n\t\tinclude %s/agents.conf;", listen(name), name, s.Agents, luaDir())
+		line("\t\tlocation / { return 200 \"the operator's own site\"; }\n\t}")
+	}
 	line("%s\n}", strings.ReplaceAll(s.Sites, "OTHER", n.OtherAddr()))
+	if s.Stream != "" {
+		line("stream {\n%s\n}", s.Stream)
+	}
 	return b.String()
 }
 
@@ -159,17 +186,17 @@ func (n *Nginx) config() string {
 func (n *Nginx) Launch() error {
 	mark := n.log.Mark()
 	var err error
-	n.Proc, err = startInto(Command{
-		Name: "nginx",
-		Args: []string{"nginx", "-p", n.Dir + "/", "-c", filepath.Join(n.Dir, "nginx.conf"), "-e", "stderr"},
-		Dir:  n.Dir,
-	}, NewLog(), n.log)
+	args := []string{"nginx", "-p", n.Dir + "/", "-c", filepath.Join(n.Dir, "nginx.conf"), "-e", "stderr"}
+	if n.setup.Host != nil {
+		args = n.setup.Host.Args(args...)
+	}
+	n.Proc, err = startInto(Command{Name: "nginx", Args: args, Dir: n.Dir}, NewLog(), n.log)
 	if err != nil {
 		return err
 	}
 	deadline := time.Now().Add(nginxUpTime)
 	for {
-		c, err := net.DialTimeout("tcp", n.Addr(), time.Second)
+		c, err := n.connect(time.Second)
 		if err == nil {
 			return c.Close()
 		}
@@ -179,6 +206,16 @@ func (n *Nginx) Launch() error {
 		}
 		time.Sleep(5 * time.Millisecond) // polling: nginx does not say that it is up
 	}
+}
+
+// connect opens a connection from where it runs.
+func (n *Nginx) connect(within time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	if n.setup.Host != nil {
+		return n.setup.Host.Dial(ctx, n.Addr())
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", n.Addr())
 }
 
 // Reload has the running nginx read its files again, and waits until it has new

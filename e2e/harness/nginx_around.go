@@ -3,6 +3,7 @@ package harness
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,22 +42,27 @@ func Monitor(tb testing.TB, r *Redis, part string) func() int {
 func WriteCertificate(tb testing.TB, dir, name string) (certFile, keyFile, authority string) {
 	tb.Helper()
 	a := NewAuthority(tb)
-	c, err := a.Certify(name)
+	certFile, keyFile, err := a.write(dir, name)
 	if err != nil {
 		tb.Fatal(err)
+	}
+	return certFile, keyFile, a.File
+}
+
+// write makes a certificate for a name and writes it and its key into files of dir.
+func (a *Authority) write(dir, name string) (certFile, keyFile string, err error) {
+	c, err := a.Certify(name)
+	if err != nil {
+		return "", "", err
 	}
 	key, err := x509.MarshalPKCS8PrivateKey(c.PrivateKey)
 	if err != nil {
-		tb.Fatal(err)
+		return "", "", err
 	}
-	certFile, keyFile = filepath.Join(dir, name+".crt"), filepath.Join(dir, name+".key")
-	for file, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: c.Certificate[0]},
-		keyFile:  {Type: "PRIVATE KEY", Bytes: key},
-	} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	return certFile, keyFile, a.File
+	file := filepath.Join(dir, strings.ReplaceAll(name, "*", "any"))
+	certFile, keyFile = file+".crt", file+".key"
+	return certFile, keyFile, errors.Join(
+		os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Certificate[0]}), 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600),
+	)
 }

@@ -28,6 +28,7 @@ local KINDS = {
     redis_connections = { number = true },
     wait_s = { number = true },
     keep_headers = { table = true },
+    drop_headers = { table = true },
     before = { ["function"] = true },
 }
 

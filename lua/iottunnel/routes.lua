@@ -114,17 +114,31 @@ local function refused(reply)
 end
 
 
+-- nobodys notes that nobody has a label.
+local function nobodys(label)
+    cache:delete(label)
+    unknown:set(label, true, UNKNOWN)
+    state:incr("unknown:" .. floor(ngx.now()), 1, 0, 2)
+    return { unknown = true }
+end
+
+
 -- offline finds out when a device was last there, and whether it is expected
 -- back. A user of Redis who may not read that gets a plain page.
 local function offline(label, device, lost)
     local replies, err = redis.exec {
         { "TIME" },
-        { "HMGET", config.prefix .. "device:{" .. device .. "}", "seen_ms", "why" },
+        { "HMGET", config.prefix .. "device:{" .. device .. "}", "seen_ms", "why",
+            "label", "until_ms" },
     }
     local seen, expected = "", lost and "1" or "0"
     if replies and not refused(replies[1]) and not refused(replies[2]) then
-        local seen_ms = tonumber(replies[2][1] or nil)
-        local why = replies[2][2] or ""
+        local f = replies[2]
+        local seen_ms, until_ms = tonumber(f[1] or nil), tonumber(f[4] or nil)
+        local why = f[2] or ""
+        if f[3] ~= label or until_ms and until_ms < replies[1][1] * 1000 then
+            return nobodys(label) -- the route has outlived its lease
+        end
         if seen_ms then
             local age = tonumber(replies[1][1]) - seen_ms / 1000
             seen = tostring(floor(seen_ms / 1000))
@@ -169,10 +183,7 @@ local function read(label, old)
     end
     local device, node, epoch, http = lease[1], lease[2], lease[3], lease[4]
     if not device or not clean(device, node or "", epoch or "", http or "") then
-        cache:delete(label)
-        unknown:set(label, true, UNKNOWN)
-        state:incr("unknown:" .. floor(ngx.now()), 1, 0, 2)
-        return { unknown = true }
+        return nobodys(label)
     end
     if not node or node == "" then
         return offline(label, device, false)

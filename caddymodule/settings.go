@@ -196,8 +196,12 @@ func (p *TCPPorts) core() (*tunnelcore.TCPPorts, error) {
 			return nil, fmt.Errorf("bind: %q is not an IP address", addr)
 		}
 	}
-	// On a single node all and owner are the same: it owns all ports.
-	if p.Listen != "" && p.Listen != "all" && p.Listen != "owner" {
+	switch p.Listen {
+	case "", "all":
+		c.Listen = tunnelcore.ListenAll
+	case "owner":
+		c.Listen = tunnelcore.ListenOwner
+	default:
 		return nil, fmt.Errorf("listen: %q is neither all nor owner", p.Listen)
 	}
 	if c.Allow, err = prefixes(p.Allow); err != nil {

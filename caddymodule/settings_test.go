@@ -144,3 +144,11 @@ func TestNodeExpands(t *testing.T) {
 		t.Errorf("a variable that is not set: %v", err)
 	}
 }
+
+func TestListen(t *testing.T) {
+	for word, want := range map[string]tunnelcore.Listen{"": tunnelcore.ListenAll, "all": tunnelcore.ListenAll, "owner": tunnelcore.ListenOwner} {
+		if c, err := (&TCPPorts{Range: "1-2", Listen: word}).core(); err != nil || c.Listen != want {
+			t.Errorf("listen %q: %+v %v", word, c, err)
+		}
+	}
+}

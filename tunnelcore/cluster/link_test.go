@@ -253,7 +253,8 @@ func TestForget(t *testing.T) {
 				}
 			}
 		})
-		until(t, "both have let go", func() bool { return a.Stats().Out == 0 && b.Stats().In == 0 })
+		// What is parked at the other end is found out when it is used.
+		until(t, "both have let go", func() bool { s := a.Stats(); return s.Out == s.Idle && b.Stats().In == 0 })
 	}
 	if s, _ := dial(); s == nil {
 		t.Error("a peer that was forgotten is there no more")

@@ -54,7 +54,7 @@ func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, a Arrival) {
 			break
 		}
 		if r.URL.Path == wire.ControlPath {
-			err = h.acceptControl(w, r, from)
+			err = h.acceptControl(w, r, a)
 		} else {
 			err = h.acceptTransfer(w, r, from)
 		}
@@ -71,6 +71,15 @@ var errGone = errors.New("the agent left during the upgrade")
 
 // refuse answers a handshake that failed, and logs it.
 func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, from netip.Addr, err error) {
+	var away *elsewhere
+	if errors.As(err, &away) {
+		h.log().Debug("agent redirected", "device", r.URL.Query().Get("device"), "remote", from, "to", away.to.ID)
+		h.observer.Redirected()
+		h.observer.Accepted(string(wire.Redirected))
+		w.Header().Set("Location", away.location)
+		(&answers.Error{Code: wire.Redirected, Message: "node " + away.to.ID + " has more room"}).WriteJSON(w)
+		return
+	}
 	if h.refusals.take() {
 		h.log().Warn("agent refused", "path", cut(r.URL.Path), "device", cut(r.URL.Query().Get("device")),
 			"remote", from, "reason", err)
@@ -161,14 +170,16 @@ func bearer(r *http.Request) string {
 }
 
 // acceptControl authenticates an agent, claims its device and starts its tunnel.
-func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.Addr) error {
+func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, a Arrival) error {
+	from := a.From
 	ctx, cancel := context.WithTimeout(r.Context(), h.settings.Load().Limits.HandshakeTimeout)
 	defer cancel()
 	t, err := h.authorise(ctx, r, from)
 	if err != nil {
 		return err
 	}
-	if err := h.admit(t.holder.Device); err != nil {
+	if err := h.admit(t, r, a); err != nil {
+		h.arrivals.giveBack()
 		return err
 	}
 	defer h.unclaim(t.holder.Tunnel)
@@ -187,30 +198,11 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, from netip.A
 	return nil
 }
 
-// admit decides whether there is room for a tunnel of a device that has proved
-// itself. No device can use up what is there for all.
-func (h *Hub) admit(device string) error {
-	limits := h.settings.Load().Limits
-	h.mu.Lock()
-	d := h.deviceLocked(device)
-	full := len(h.tunnels) >= limits.Tunnels
-	h.mu.Unlock()
-	if t, _ := d.live(); full && t == nil {
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 30 * time.Second, Message: "this node has as many tunnels as it may"}
-	}
-	switch {
-	case !h.joined.Load():
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: registry.NodeHeartbeat, Message: "the registry does not know this node"}
-	case !d.arrives.take():
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 5 * time.Second, Message: "this device comes too often"}
-	case !h.arrivals.take():
-		return &answers.Error{Code: wire.Unavailable, RetryAfter: 2 * time.Second, Message: "too many agents arrive at once"}
-	}
-	return nil
-}
-
 // authorise reads who comes, and makes sure that it is who it says. The tunnel it
-// returns has no lease and no socket yet.
+// returns has no lease and no socket yet, and a place among the arrivals.
+//
+// What costs nothing comes first, and authentication, which may ask others, only
+// when there is room for what follows it.
 func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (*tunnel, error) {
 	s := h.settings.Load()
 	hello, err := wire.ParseHello(r.URL.RawQuery)
@@ -230,10 +222,15 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	if !ok {
 		return nil, tooMany(retry)
 	}
+	if retry, ok = h.arrivals.enter(); !ok {
+		done(true) // nobody knows
+		return nil, &answers.Error{Code: wire.Unavailable, RetryAfter: retry, Message: "too many agents arrive at once"}
+	}
 	notices := h.notices.Load()
 	err = authenticate(ctx, s.Authenticators, c)
 	done(err == nil || errors.Is(err, ErrUndecided))
 	if err != nil {
+		h.arrivals.giveBack() // who cannot prove anything takes nobody's place
 		return nil, authRefusal(err)
 	}
 	// These are cut out of the request, and would keep it.
@@ -300,7 +297,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 	abortAll(drop)
 	if old != nil {
 		h.observer.TookOver()
-		old.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
+		old.leave("replaced by a newer tunnel")
 	}
 	// Not before: ports of a device without a tunnel may be closed any moment.
 	b := t.inForce()
@@ -347,6 +344,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	h.wg.Add(1)
 	delete(h.gone, t.device)
 	h.tunnels[t.holder.Tunnel] = t
+	h.admission.count(len(h.tunnels))
 	h.labels.Store(t.label, t)
 	t.device.wake() // now that the label leads here
 	t.pulse.heard = t.sock.Heard()
@@ -359,6 +357,7 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.tunnels, t.holder.Tunnel)
+	h.admission.count(len(h.tunnels))
 	h.wheel.remove(t)
 	if t.device.leave(t, unclean) {
 		h.gone[t.device] = struct{}{}

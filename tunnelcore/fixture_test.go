@@ -78,7 +78,8 @@ func startEdgeOver(t *testing.T, reg registry.Registry, change func(*Settings)) 
 	s.Authenticators = []Authenticator{tokens}
 	s.Logger = slog.New(slog.NewTextHandler(e.log, nil))
 	s.Events = func(name string, data map[string]any) {
-		e.events <- name + " " + data["device"].(string)
+		device, _ := data["device"].(string) // none: it is about the node
+		e.events <- name + " " + device
 	}
 	if change != nil {
 		change(&s)

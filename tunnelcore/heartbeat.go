@@ -3,10 +3,13 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -22,6 +25,9 @@ const (
 	idleTime = 12 * time.Second
 	// joinTime is how often a node whose id is taken looks whether it is free.
 	joinTime = 500 * time.Millisecond
+	// takenTime is what the tunnels are spread over that have to leave a node whose id
+	// another process has taken.
+	takenTime = 30 * time.Second
 	// restoreTimeout bounds one attempt to write again what all tunnels hold, and
 	// restorePause is what follows one that fails.
 	restoreTimeout = 30 * time.Second
@@ -189,25 +195,39 @@ func (h *Hub) join() error {
 			h.log().Error("registry does not answer; no agent is let in until it does", "error", err)
 			return nil
 		case time.Now().After(deadline):
-			return err
+			return fmt.Errorf("%w: give each node an id of its own", err)
 		}
 		time.Sleep(joinTime)
 	}
 }
 
-// beating tells the registry that this node lives.
+// beating tells the registry that this node lives, and early if its number of clients
+// has moved.
 func (h *Hub) beating() {
-	tick := time.NewTicker(registry.NodeHeartbeat)
-	defer tick.Stop()
-	failing := !h.joined.Load()
+	next := time.NewTimer(registry.NodeHeartbeat)
+	defer next.Stop()
+	failing, taken := !h.joined.Load(), time.Time{}
 	for {
+		began := time.Now()
 		select {
 		case <-h.ctx.Done():
 			return
-		case <-tick.C:
+		case <-h.admission.moved:
+			next.Reset(max(0, cluster.BeatLeast-time.Since(began)))
+			select {
+			case <-h.ctx.Done():
+				return
+			case <-next.C:
+			}
+		case <-next.C:
 		}
 		err := h.beat()
-		if (err != nil) == failing || h.ctx.Err() != nil {
+		next.Reset(registry.NodeHeartbeat)
+		if h.ctx.Err() != nil {
+			return
+		}
+		taken = h.whenTaken(err, taken)
+		if (err != nil) == failing {
 			continue
 		}
 		if failing = err != nil; failing {
@@ -218,21 +238,62 @@ func (h *Hub) beating() {
 	}
 }
 
+// whenTaken lets the tunnels go when another process has had this node's id for so
+// long that it lives: devices that are connected here nobody finds any more. since is
+// when that was first seen, zero when it was not.
+func (h *Hub) whenTaken(err error, since time.Time) time.Time {
+	switch {
+	case !errors.Is(err, registry.ErrNodeLive):
+		return time.Time{}
+	case since.IsZero():
+		return time.Now()
+	case time.Since(since) > registry.NodeTTL && h.Tunnels() > 0:
+		h.log().Error("another process has the id of this node, which lets its devices go: give each node an id of its own", "error", err)
+		h.wg.Go(func() { h.closeAll(h.unhurried.ctx, h.patient.ctx, "another process has this node's id", takenTime) })
+		return time.Now().Add(takenTime)
+	}
+	return since
+}
+
 func (h *Hub) beat() error {
 	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
 	defer cancel()
-	err := h.reg.Beat(ctx, registry.Node{
-		NodeRef:  h.node,
-		Clients:  h.Tunnels(),
-		Capacity: h.settings.Load().Limits.Tunnels,
-	})
+	own := h.self()
+	began := time.Now()
+	err := h.reg.Beat(ctx, own)
 	switch {
 	case err == nil:
+		h.admission.told.Store(int64(own.Clients))
 		h.joined.Store(true)
+		h.look(ctx, began.Add(time.Since(began)/2))
 	case errors.Is(err, registry.ErrNodeLive):
 		h.joined.Store(false)
 	}
 	return err
+}
+
+// look reads what the other nodes say of themselves. This one has beaten at a moment.
+func (h *Hub) look(ctx context.Context, beaten time.Time) {
+	all, err := h.reg.Nodes(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			h.log().Debug("the other nodes are not known", "error", err)
+		}
+		return // what was known of them may still be true
+	}
+	others := slices.DeleteFunc(all, func(n registry.Node) bool {
+		if n.ID == h.node.ID && n.Epoch == h.node.Epoch {
+			h.admission.clock.Store(&reading{registry: n.At, local: beaten})
+		}
+		return n.ID == h.node.ID
+	})
+	gone := h.admission.peers.Update(others)
+	if len(others) > 0 && h.settings.Load().Node.URL == "" && !h.admission.warned.Swap(true) {
+		h.log().Warn("this node has no url, so that no agent is sent here or from here to another node: write `url https://…`, where agents reach this very node, in its `node` block")
+	}
+	if len(gone) > 0 {
+		h.peersGone(gone)
+	}
 }
 
 // refreshing prolongs the leases of live tunnels, once per third of the lease.

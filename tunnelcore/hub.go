@@ -57,7 +57,8 @@ type Hub struct {
 	changed chan struct{}
 
 	handshakes handshakeLimiter
-	arrivals   bucket
+	arrivals   gate
+	admission  admission
 	refusals   bucket // of log lines
 
 	lastRefusals refusalLog
@@ -65,9 +66,8 @@ type Hub struct {
 	ports    *ports
 	visitors *visitors
 
-	// link leads to the other nodes, and peers are those there are.
-	link  *cluster.Link
-	peers cluster.Peers
+	// link leads to the other nodes.
+	link *cluster.Link
 
 	streams, parked atomic.Int64 // for Stats
 	parkedFor       time.Duration
@@ -85,7 +85,8 @@ type Hub struct {
 
 	// mu guards what follows.
 	mu       sync.Mutex
-	stopping bool                 // nothing new is taken
+	stopping bool // nothing new is taken
+	draining drain
 	closed   bool                 // and nothing goes on
 	devices  map[string]*device   // those with a tunnel, with streams, or just gone
 	gone     map[*device]struct{} // those of devices without a tunnel
@@ -123,6 +124,7 @@ func New(c Config) (*Hub, error) {
 		gone:      make(map[*device]struct{}),
 		tunnels:   make(map[string]*tunnel),
 		claiming:  make(map[string]struct{}),
+		admission: admission{moved: make(chan struct{}, 1)},
 		visitors:  newVisitors(),
 	}
 	h.ports = &ports{
@@ -318,11 +320,14 @@ type Stats struct {
 	Tunnels int // live
 	Streams int // open, of visitors
 	Parked  int // transfer sockets that wait for a stream
+	// Draining: the node gives its devices to others (Hub.Drain), or is about to stop.
+	Draining bool
 }
 
 // Stats tells what h holds. It costs next to nothing.
 func (h *Hub) Stats() Stats {
-	return Stats{Tunnels: h.Tunnels(), Streams: int(h.streams.Load()), Parked: int(h.parked.Load())}
+	own := h.self()
+	return Stats{Tunnels: own.Clients, Streams: int(h.streams.Load()), Parked: int(h.parked.Load()), Draining: own.Draining}
 }
 
 // Tunnels is the number of live tunnels.
@@ -355,6 +360,7 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	defer close(h.down)
 	defer h.patient.cancel()
 	defer context.AfterFunc(ctx, h.patient.cancel)()
+	h.leaving(ctx)
 	h.ports.close()
 	h.closeAll(h.unhurried.ctx, h.patient.ctx, "edge is stopping", spread)
 	h.waitForStreams(h.patient.ctx)

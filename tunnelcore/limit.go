@@ -159,16 +159,60 @@ func (b *bucket) set(burst, rate float64) {
 func (b *bucket) take() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	now := time.Now()
-	if b.at.IsZero() {
-		b.tokens = b.burst
-	} else {
-		b.tokens = min(b.burst, b.tokens+b.rate*now.Sub(b.at).Seconds())
-	}
-	b.at = now
+	b.fillLocked()
 	if b.tokens < 1 {
 		return false
 	}
 	b.tokens--
 	return true
+}
+
+// fillLocked adds what has come since the last time, and returns how long ago that
+// was. It wants mu.
+func (b *bucket) fillLocked() (since time.Duration) {
+	now := time.Now()
+	if b.at.IsZero() {
+		b.tokens = b.burst
+	} else {
+		since = now.Sub(b.at)
+		b.tokens = min(b.burst, b.tokens+b.rate*since.Seconds())
+	}
+	b.at = now
+	return since
+}
+
+const (
+	// gatePatience bounds how far agents are put off that find the gate closed.
+	gatePatience = time.Minute
+	// gateSpread is how much later than told agents come, in the mean: they add up to
+	// a fifth (protocol §5.6).
+	gateSpread = 1.1
+)
+
+// gate lets so many agents in per second, and tells the others when to come again:
+// each a bit later than the one before, so that they come as fast as they can be let
+// in, and not all at once.
+type gate struct {
+	bucket
+	told float64 // agents that were told to come again, and whose time has not come
+}
+
+// enter lets one in; else retry is when to come again.
+func (g *gate) enter() (retry time.Duration, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.told = max(0, g.told-gateSpread*g.rate*g.fillLocked().Seconds())
+	if g.tokens >= 1 {
+		g.tokens--
+		return 0, true
+	}
+	g.told = min(g.told+1, gateSpread*g.rate*gatePatience.Seconds())
+	return max(time.Second, time.Duration(g.told/g.rate/gateSpread*float64(time.Second))), false
+}
+
+// giveBack says that one that was let in has not come to anything.
+func (g *gate) giveBack() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tokens = min(g.burst, g.tokens+1)
 }

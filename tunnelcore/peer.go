@@ -76,36 +76,14 @@ var _ cluster.Local = served{}
 // peersGone drops what was known of starts of nodes that are over.
 func (h *Hub) peersGone(gone []registry.NodeRef) {
 	for _, n := range gone {
+		h.log().Info("a node is gone", "node", n.ID, "epoch", n.Epoch)
 		h.link.Forget(n)
 	}
 }
 
-// seeNodes reads which nodes there are.
-func (h *Hub) seeNodes(ctx context.Context) error {
-	all, err := h.reg.Nodes(ctx)
-	if err != nil {
-		return err
-	}
-	others := all[:0]
-	for _, n := range all {
-		if n.ID != h.node.ID {
-			others = append(others, n)
-		}
-	}
-	h.peersGone(h.peers.Update(others))
-	return nil
-}
-
-// peer finds where the peers of this node reach that start of a node. One that is
-// not known may have just come.
-func (h *Hub) peer(ctx context.Context, n registry.NodeRef) (cluster.Peer, bool) {
-	found, ok := h.peers.Find(n.ID)
-	if !ok || found.Epoch != n.Epoch {
-		if h.seeNodes(ctx) != nil {
-			return cluster.Peer{}, false
-		}
-		found, ok = h.peers.Find(n.ID)
-	}
+// peer finds where the peers of this node reach that start of a node.
+func (h *Hub) peer(n registry.NodeRef) (cluster.Peer, bool) {
+	found, ok := h.admission.peers.Find(n.ID)
 	return cluster.Peer{NodeRef: found.NodeRef, Internal: found.Internal}, ok && found.Epoch == n.Epoch && found.Internal != ""
 }
 
@@ -119,7 +97,7 @@ func (h *Hub) TunnelOf(ctx context.Context, rec registry.Record) (TunnelInfo, bo
 	case h.node.ID:
 		return h.Tunnel(rec.Device)
 	default:
-		p, ok := h.peer(ctx, n)
+		p, ok := h.peer(n)
 		if !ok {
 			return TunnelInfo{}, false
 		}

@@ -53,8 +53,8 @@ type Settings struct {
 	Limits Limits
 	// Logger receives what operators read; nil discards it.
 	Logger *slog.Logger
-	// Events is told of `online`, `offline` and `cloned`, outside locks; may be
-	// nil. It must not block.
+	// Events is told of `online`, `offline` and `cloned`, with the device, and of
+	// `drained`, with the node, outside locks; may be nil. It must not block.
 	Events func(name string, data map[string]any)
 	// TunnelEnded is told the id of each tunnel that is over, and Crowded the id
 	// of one whose device has no room for the stream that a visitor waits for: a

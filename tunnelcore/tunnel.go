@@ -67,6 +67,7 @@ type tunnel struct {
 	clean   bool   // the end is a goodbye: the device is not expected back at once
 	told    bool   // a close frame says so to the agent
 	ousted  bool   // it is closed though no other tunnel has its device
+	moving  bool   // the agent was told to leave for another node
 	telling bool   // run or announceAll announces
 	stale   bool   // and has to do it again
 }

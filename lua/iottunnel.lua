@@ -280,8 +280,25 @@ function _M.again()
 end
 
 
--- balance connects to what access has chosen; the next time to another node,
--- which passes it on to the device.
+-- attempt returns where to connect to for the nth time, from 0: to the chosen node
+-- once more, because a kept connection may have been closing, and then to another
+-- one, which passes the request on. One that does not even take a connection is
+-- not asked again.
+local function attempt(there, n)
+    if n == 0 then
+        balancer.set_more_tries(there.other_host and 2 or 1)
+        return there.host, there.port
+    end
+    local _, status = balancer.get_last_failure()
+    if n == 1 and status ~= ngx.HTTP_GATEWAY_TIMEOUT or not there.other_host then
+        return there.host, there.port
+    end
+    nodes.down(there.host, there.port)
+    return there.other_host, there.other_port
+end
+
+
+-- balance connects to what access has chosen.
 function _M.balance()
     balancer = balancer or require "ngx.balancer"
     local there = ngx.ctx.iottunnel
@@ -290,16 +307,9 @@ function _M.balance()
             "access_by_lua of server.conf did not run (`satisfy any` skips it)")
         return ngx.exit(ngx.HTTP_INTERNAL_SERVER_ERROR)
     end
-    local host, port = there.host, there.port
-    if there.tried then
-        if balancer.get_last_failure() == "failed" then
-            nodes.down(host, port)
-        end
-        host, port = there.other_host, there.other_port
-    elseif there.other_host then
-        balancer.set_more_tries(1)
-    end
-    there.tried = true
+    local tries = there.tries or 0
+    there.tries = tries + 1
+    local host, port = attempt(there, tries)
     local ok, err = balancer.set_current_peer(host, port)
     if not ok then
         ngx.log(ngx.ERR, "iottunnel: ", host, ":", port, ": ", tostring(err))
@@ -358,7 +368,7 @@ function _M.header()
         if there.label then
             routes.forget(there.label)
         end
-        if not there.other_host and there.tried then
+        if not there.other_host and there.tries then
             nodes.down(there.host, there.port)
         end
         return replace(there, status == 504 and not there.agent

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -83,7 +84,10 @@ func (f *routedFace) launch(socket string, s Setup) error {
 		n.node.ports = fmt.Sprintf("127.0.0.%d", 11+i)
 	}
 	f.between = &between{Node: c.Nodes[0], agents: c.Nodes[1], all: c, log: log}
-	setup.Domain, setup.Stream, setup.Omit = f.Domain(), f.streams(public), ""
+	setup.Domain, setup.Omit = f.Domain(), ""
+	if setup.Stream, err = f.streams(public); err != nil {
+		return err
+	}
 	if err := f.nginx.Write(setup); err != nil {
 		return err
 	}
@@ -103,11 +107,12 @@ func (f *routedFace) behind(s Setup) Setup {
 func redisSettings(s Setup, socket string) string {
 	settings := `redis = "unix://` + socket + `",`
 	for _, line := range s.Tunnel {
-		words := strings.Fields(line)
-		if len(words) > 2 && words[0] == "registry" && words[1] == "redis" {
-			settings = `redis = "` + words[2] + `",`
-		} else if len(words) == 2 && (words[0] == "username" || words[0] == "password") {
-			settings += fmt.Sprintf(" %s = [[%s]],", words[0], strings.Trim(words[1], `"`))
+		if url, ok := strings.CutPrefix(line, "registry redis "); ok {
+			settings = `redis = "` + strings.TrimSuffix(url, " {") + `",`
+		}
+		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if name == "username" || name == "password" {
+			settings += fmt.Sprintf(" %s = [[%s]],", name, strings.Trim(value, `"`))
 		}
 	}
 	return settings
@@ -121,18 +126,17 @@ func (f *routedFace) certificate(name string) (certFile, keyFile string) {
 }
 
 // streams has every public port lead to both nodes.
-func (f *routedFace) streams(public string) string {
-	var b strings.Builder
+func (f *routedFace) streams(public string) (string, error) {
 	first, last := f.TCPPorts()
-	for port := first; port <= last && port > 0; port++ {
-		fmt.Fprintf(&b, "\tupstream port-%d {", port)
-		for _, n := range f.all.Nodes {
-			fmt.Fprintf(&b, " server %s;", net.JoinHostPort(n.node.ports, strconv.Itoa(port)))
-		}
-		fmt.Fprintf(&b, " }\n\tserver { listen %s; proxy_pass port-%d; proxy_connect_timeout 1s; proxy_timeout 24h; }\n",
-			net.JoinHostPort(public, strconv.Itoa(port)), port)
+	if first == 0 {
+		return "", nil
 	}
-	return b.String()
+	args := []string{"-l", public, fmt.Sprintf("%d-%d", first, last)}
+	for _, n := range f.all.Nodes {
+		args = append(args, n.node.ports)
+	}
+	out, err := exec.Command(filepath.Join(luaDir(), "stream-ports"), args...).Output()
+	return string(out), err
 }
 
 func (f *routedFace) Domain() string {

@@ -56,7 +56,7 @@ func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, a Arrival) {
 		if r.URL.Path == wire.ControlPath {
 			err = h.acceptControl(w, r, a)
 		} else {
-			err = h.acceptTransfer(w, r, from)
+			err = h.acceptTransfer(w, r, a)
 		}
 	}
 	if err != nil {
@@ -188,7 +188,9 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, a Arrival) e
 		return err
 	}
 	t.holder, t.label = lease.Holder, lease.Label
-	if err := h.start(ctx, t, w, r); err != nil {
+	err = h.start(ctx, t, w, r)
+	h.tellLoser(lease) // not before its agent has the new tunnel
+	if err != nil {
 		h.giveBack(t)
 		return err
 	}
@@ -346,7 +348,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	h.tunnels[t.holder.Tunnel] = t
 	h.admission.count(len(h.tunnels))
 	h.labels.Store(t.label, t)
-	t.device.wake() // now that the label leads here
+	h.routes.wake(t.holder.Device) // now that the label leads here
 	t.pulse.heard = t.sock.Heard()
 	h.wheel.add(t, jitter(t.bound.heartbeat))
 	return old, drop, true
@@ -381,10 +383,10 @@ func (h *Hub) deviceLocked(id string) *device {
 }
 
 // acceptTransfer hands a transfer socket to the visitor who waits for it.
-func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, from netip.Addr) error {
+func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, a Arrival) error {
 	q := r.URL.Query()
-	if q.Get("node") != h.node.ID {
-		return &answers.Error{Code: wire.NotHere, Message: "this is another node"}
+	if id := q.Get("node"); id != h.node.ID {
+		return h.passTransfer(w, r, a, id)
 	}
 	h.mu.Lock()
 	t := h.tunnels[q.Get("tunnel")]
@@ -395,7 +397,7 @@ func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, from netip.
 	}
 	got := hashed(bearer(r))
 	if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-		done, retry, ok := h.handshakes.begin(from, "")
+		done, retry, ok := h.handshakes.begin(a.From, "")
 		if !ok {
 			return tooMany(retry)
 		}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
@@ -42,6 +43,12 @@ func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
 		var held *registry.HeldError
 		switch {
 		case err == nil && (lease.Label == c.Device) == (s.Hostname == HostnameDevice):
+			if was := lease.Previous.Instance; was != "" && was != c.Instance {
+				h.mu.Lock()
+				d := h.deviceLocked(c.Device)
+				h.mu.Unlock()
+				d.replaced(was)
+			}
 			return lease, nil
 		case err == nil: // a label from before the mode of hostnames was changed
 			if err := h.reg.Release(ctx, lease.Holder, 0, "renamed"); err != nil && !errors.Is(err, registry.ErrLost) {
@@ -53,7 +60,11 @@ func (h *Hub) claim(ctx context.Context, t *tunnel) (registry.Lease, error) {
 			return registry.Lease{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Minute, Cause: err,
 				Message: "the name of this device is leased to another one"}
 		case errors.As(err, &held):
-			if h.incumbentLives(ctx, held.Incumbent) || h.rivals(c.Device, c.Instance) {
+			lives, err := h.incumbentLives(ctx, held.Incumbent)
+			if err != nil {
+				return registry.Lease{}, err
+			}
+			if lives || h.rivals(c.Device, c.Instance) {
 				return registry.Lease{}, &answers.Error{Code: wire.DeviceConnected, RetryAfter: 10 * time.Second,
 					Message: "another device of this name is connected"}
 			}
@@ -99,12 +110,54 @@ func (h *Hub) tellCloned(d *device) {
 	}
 }
 
-// incumbentLives asks the tunnel that holds a device for a sign of life.
-func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) bool {
-	if i.Node.ID != h.node.ID {
-		return true // its node is live, and nobody here can ask it
+// incumbentLives asks the tunnel that holds a device for a sign of life. One at a node
+// that does not answer may live: the newcomer waits until that node does, or is gone.
+func (h *Hub) incumbentLives(ctx context.Context, i registry.Incumbent) (bool, error) {
+	if i.Node.ID == h.node.ID {
+		return h.tunnelLives(ctx, i.Tunnel), nil
 	}
-	return h.tunnelLives(ctx, i.Tunnel)
+	p, err := h.peer(ctx, i.Node)
+	lives := false
+	if err == nil {
+		lives, err = h.link.Probe(ctx, p, i.Device, i.Tunnel)
+	}
+	if err != nil {
+		return false, &answers.Error{Code: wire.Unavailable, RetryAfter: peerRetry, Cause: err,
+			Message: "the device seems to be connected to a node that does not answer"}
+	}
+	if lives {
+		h.mu.Lock()
+		d := h.deviceLocked(i.Device)
+		h.mu.Unlock()
+		h.tellCloned(d)
+	}
+	return lives, nil
+}
+
+// tellLoser tells the node whose tunnel a claim has replaced, if that is another one.
+// When it cannot be reached it finds a notice.
+func (h *Hub) tellLoser(l registry.Lease) {
+	loser := l.Previous.Node
+	if loser.ID == "" || loser.ID == h.node.ID {
+		return
+	}
+	h.observer.TookOver()
+	h.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+		defer cancel()
+		p, err := h.peer(ctx, loser)
+		if err == nil {
+			err = h.link.Replaced(ctx, p, l.Holder)
+		}
+		if err == nil || errors.Is(err, cluster.ErrNotHere) { // that start of it is over
+			return
+		}
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(h.ctx), registryTimeout)
+		defer cancel()
+		if err := h.reg.Notify(ctx, l.Device); err != nil {
+			h.log().Warn("a node does not know that its tunnel was replaced; it will find out", "device", l.Device, "node", loser.ID, "error", err)
+		}
+	})
 }
 
 // tunnelLives asks a tunnel of this node for a sign of life.

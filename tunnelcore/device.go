@@ -1,7 +1,6 @@
 package tunnelcore
 
 import (
-	"context"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,14 +13,9 @@ const (
 	// orphanTime is how long streams outlive their tunnel, for the next tunnel of
 	// the same instance to adopt them (protocol §6.7).
 	orphanTime = time.Minute
-	// reconnectTime is how long after an unclean end a device is expected back:
-	// agents come back within their largest backoff, 30 s by default.
-	reconnectTime = 30 * time.Second
 	// slotTime is how long a visitor waits for a stream to end when the device
 	// has no room for another.
 	slotTime = 10 * time.Second
-	// maxWaiting bounds the visitors who wait for one device to come back.
-	maxWaiting = 256
 	// maxFormer bounds the instances that are remembered of a device.
 	maxFormer = 4
 )
@@ -36,12 +30,10 @@ type device struct {
 	mu      sync.Mutex // guards what follows
 	tunnel  *tunnel    // the live one; nil when there is none
 	session *session
-	changed chan struct{} // closed when tunnel becomes another one; nil: nobody waits
-	gone    time.Time     // when the last tunnel ended
-	unclean bool          // it ended without a goodbye
-	waiting int           // visitors who wait for it
-	former  []string      // instances that others have replaced, the last one last
-	cloned  time.Time     // when operators were last told that it is there twice
+	gone    time.Time // when the last tunnel ended
+	unclean bool      // it ended without a goodbye
+	former  []string  // instances that others have replaced, the last one last
+	cloned  time.Time // when operators were last told that it is there twice
 
 	arrives bucket      // of tunnels
 	returns bucket      // of instances in former that came back
@@ -58,8 +50,7 @@ type session struct {
 }
 
 // take makes t the tunnel of d, unless d has a newer one. It returns the tunnel
-// that t replaces, and the streams to abort: those of another instance. Visitors
-// who wait are not woken yet.
+// that t replaces, and the streams to abort: those of another instance.
 func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Stream, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -70,8 +61,7 @@ func (d *device) take(t *tunnel, streams int) (old *tunnel, drop []*stream.Strea
 	if d.session == nil || d.session.ended || d.session.instance != t.hello.Instance {
 		drop = d.session.end()
 		if d.session != nil && d.session.instance != t.hello.Instance {
-			d.former = append(d.former, d.session.instance)
-			d.former = d.former[max(0, len(d.former)-maxFormer):]
+			d.replacedLocked(d.session.instance)
 		}
 		d.session = &session{instance: t.hello.Instance}
 	}
@@ -107,16 +97,6 @@ func (d *device) leave(t *tunnel, unclean bool) bool {
 	return true
 }
 
-// wake makes those who wait look again.
-func (d *device) wake() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.changed != nil {
-		close(d.changed)
-		d.changed = nil
-	}
-}
-
 // live is the tunnel of d, and its session; nil when it has none.
 func (d *device) live() (*tunnel, *session) {
 	d.mu.Lock()
@@ -124,49 +104,35 @@ func (d *device) live() (*tunnel, *session) {
 	return d.tunnel, d.session
 }
 
-// expected says whether a visitor should wait for d to come back, for how long
-// at most, and what tells of a change.
-func (d *device) expected() (changed <-chan struct{}, left time.Duration) {
+// expected is how much longer d is expected back; zero or less: not at all. One that
+// has a tunnel is, which leaves this node when that stops.
+func (d *device) expected() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.tunnel == nil && d.unclean && d.waiting < maxWaiting {
-		left = reconnectTime - time.Since(d.gone)
-		if d.changed == nil {
-			d.changed = make(chan struct{})
-		}
+	switch {
+	case d.tunnel != nil:
+		return reconnectTime
+	case d.unclean:
+		return reconnectTime - time.Since(d.gone)
 	}
-	return d.changed, left
+	return 0
 }
 
-// await waits until d has a tunnel, for at most wait, if it is expected back.
-func (d *device) await(ctx context.Context, wait time.Duration) bool {
-	d.count(1)
-	defer d.count(-1)
-	timeout := time.NewTimer(wait)
-	defer timeout.Stop()
-	for {
-		t, _ := d.live()
-		if t != nil {
-			return true
-		}
-		changed, left := d.expected()
-		if left <= 0 {
-			return false
-		}
-		select {
-		case <-changed:
-		case <-timeout.C:
-			return false
-		case <-ctx.Done():
-			return false
-		}
-	}
-}
-
-func (d *device) count(n int) {
+// replaced notes that another instance of d has taken the place of this one, wherever
+// that was.
+func (d *device) replaced(instance string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.waiting += n
+	d.replacedLocked(instance)
+}
+
+// replacedLocked wants mu.
+func (d *device) replacedLocked(instance string) {
+	if slices.Contains(d.former, instance) {
+		return
+	}
+	d.former = append(d.former, instance)
+	d.former = d.former[max(0, len(d.former)-maxFormer):]
 }
 
 // add counts a stream; false when its session has ended meanwhile.
@@ -219,6 +185,17 @@ func (d *device) streaming() bool {
 func (d *device) dropStreams() {
 	d.mu.Lock()
 	all := d.session.end()
+	d.mu.Unlock()
+	abortAll(all)
+}
+
+// dropStreamsOf is dropStreams while d has that instance.
+func (d *device) dropStreamsOf(instance string) {
+	d.mu.Lock()
+	var all []*stream.Stream
+	if d.session != nil && d.session.instance == instance {
+		all = d.session.end()
+	}
 	d.mu.Unlock()
 	abortAll(all)
 }
@@ -276,12 +253,11 @@ func (d *device) since() time.Time {
 func (d *device) forgettable(now time.Time) bool {
 	d.mu.Lock()
 	old := d.tunnel == nil && now.Sub(d.gone) > orphanTime
-	waiting := d.waiting
 	var orphans []*stream.Stream
 	if old {
 		orphans = d.session.all()
 	}
 	d.mu.Unlock()
 	abortAll(orphans)
-	return old && waiting == 0 && len(orphans) == 0
+	return old && len(orphans) == 0
 }

@@ -14,9 +14,10 @@ import (
 )
 
 // Dial opens a stream to a port of a device, on behalf of a visitor at from. A
-// device whose tunnel has just broken is waited for, up to Settings.Wait. Errors
-// are *answers.Error: device_offline, device_busy, unknown_device, unavailable;
-// nothing was sent to the device then. The connection is a *stream.Stream.
+// device whose tunnel has just broken is waited for, up to Settings.Wait; one that is
+// connected to another node is reached through that. Errors are *answers.Error:
+// device_offline, device_busy, unknown_device, unavailable; nothing was sent to the
+// device then. The connection is a *stream.Stream.
 //
 // With an agent that has the capability early Dial does not wait for the device's
 // word: reads and writes of the stream fail with what it was, an *answers.Error in
@@ -26,8 +27,11 @@ import (
 func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (net.Conn, error) {
 	began := time.Now()
 	c, err := h.dial(ctx, device, port, from)
-	if errors.Is(err, errNoTunnel) && h.await(ctx, device) {
-		c, err = h.dial(ctx, device, port, from)
+	if errors.Is(err, errNoTunnel) {
+		h.retry(ctx, device, func() bool {
+			c, err = h.dial(ctx, device, port, from)
+			return errors.Is(err, errNoTunnel)
+		})
 	}
 	h.observeOpen(device, port, began, err)
 	if err != nil {
@@ -65,20 +69,25 @@ func busy() error {
 }
 
 func (h *Hub) dial(ctx context.Context, device string, port uint16, from netip.AddrPort) (*stream.Stream, error) {
+	if t, s := h.liveTunnel(device); t != nil {
+		return h.dialTunnel(ctx, t, s, port, from)
+	}
+	if h.isStopping() && h.alone() {
+		return nil, stopping
+	}
+	return h.dialRemote(ctx, device, port, from)
+}
+
+// liveTunnel is the tunnel of a device that is connected to this node, and its
+// session; nil when there is none, or this node stops.
+func (h *Hub) liveTunnel(device string) (*tunnel, *session) {
 	h.mu.Lock()
 	d, stop := h.devices[device], h.stopping
 	h.mu.Unlock()
-	if stop {
-		return nil, stopping
+	if d == nil || stop {
+		return nil, nil
 	}
-	if d == nil {
-		return nil, noTunnel("")
-	}
-	t, s := d.live()
-	if t == nil {
-		return nil, noTunnel("")
-	}
-	return h.dialTunnel(ctx, t, s, port, from)
+	return d.live()
 }
 
 // dialTunnel opens a stream of a tunnel of this node.

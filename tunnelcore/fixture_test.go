@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
@@ -352,4 +353,25 @@ func eventually(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("never: %s", what)
 		}
 	}
+}
+
+// awaited waits until so many visitors wait for a device to come back.
+func (e *edge) awaited(device string, visitors int) {
+	e.t.Helper()
+	eventually(e.t, "visitors wait", func() bool {
+		r := e.hub.routes
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		w := r.waiting[device]
+		return w != nil && w.guests == visitors
+	})
+}
+
+// retryAfter is what an answer says about the next attempt.
+func retryAfter(err error) time.Duration {
+	var answer *answers.Error
+	if !errors.As(err, &answer) {
+		return 0
+	}
+	return answer.RetryAfter
 }

@@ -66,8 +66,12 @@ type Hub struct {
 	ports    *ports
 	visitors *visitors
 
-	// link leads to the other nodes.
-	link *cluster.Link
+	// link leads to the other nodes, and routes tell which devices are there.
+	link      *cluster.Link
+	routes    *routes
+	newcomers atomic.Pointer[[]registry.Node] // of which the heartbeat may not know yet
+	looks     bucket                          // for those
+	bereaved  atomic.Int64                    // when a node was last found gone, in nanoseconds since started
 
 	streams, parked atomic.Int64 // for Stats
 	parkedFor       time.Duration
@@ -132,6 +136,8 @@ func New(c Config) (*Hub, error) {
 		open: make(map[uint16]*publicPort),
 		by:   make(map[string][]*publicPort),
 	}
+	h.routes = newRoutes(h)
+	h.looks.set(lookBurst, lookRate)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.patient = newLife(h.ctx)
 	h.unhurried = newLife(h.patient.ctx)
@@ -147,6 +153,7 @@ func New(c Config) (*Hub, error) {
 	h.wg.Go(h.refreshing)
 	h.wg.Go(h.watching)
 	h.wg.Go(h.ports.follow)
+	h.wg.Go(h.routing)
 	if r, ok := h.reg.(registry.Restorer); ok {
 		h.wg.Go(func() { h.restoring(r) })
 	}
@@ -252,8 +259,8 @@ func (h *Hub) begin() bool {
 	return true
 }
 
-// beginTransfer is begin for a transfer socket: streams that live may get one while
-// Shutdown waits for them.
+// beginTransfer is begin for what streams need that live, and for visitors who can be
+// served by another node: it goes on while Shutdown waits for streams.
 func (h *Hub) beginTransfer() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -283,7 +290,7 @@ func (h *Hub) reauthorise(t *tunnel) error {
 		t.closeSoon(wire.CloseExpired, "credential expired")
 		return err
 	}
-	t.closeSoon(wire.CloseRevoked, "authorisation withdrawn")
+	t.closeSoon(wire.CloseRevoked, whyWithdrawn)
 	return err
 }
 
@@ -402,6 +409,9 @@ func (h *Hub) busy() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.tunnels) > 0 {
+		return true
+	}
+	if h.link.Streams() > 0 { // through other nodes
 		return true
 	}
 	for _, d := range h.devices {

@@ -409,8 +409,7 @@ func TestLookupAndAwait(t *testing.T) {
 		}
 		found <- err
 	}()
-	d := e.hub.devices["cam-17"]
-	eventually(t, "a visitor waits", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return d.waiting == 1 })
+	e.awaited("cam-17", 1)
 	a = e.connect(h)
 	if err := <-found; err != nil {
 		t.Errorf("the visitor who waited: %v", err)

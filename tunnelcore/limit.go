@@ -155,6 +155,13 @@ func (b *bucket) set(burst, rate float64) {
 	b.burst, b.rate = burst, rate
 }
 
+// giveBack undoes a take.
+func (b *bucket) giveBack() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tokens = min(b.burst, b.tokens+1)
+}
+
 // take takes one; false: come again later.
 func (b *bucket) take() bool {
 	b.mu.Lock()
@@ -208,11 +215,4 @@ func (g *gate) enter() (retry time.Duration, ok bool) {
 	}
 	g.told = min(g.told+1, gateSpread*g.rate*gatePatience.Seconds())
 	return max(time.Second, time.Duration(g.told/g.rate/gateSpread*float64(time.Second))), false
-}
-
-// giveBack says that one that was let in has not come to anything.
-func (g *gate) giveBack() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.tokens = min(g.burst, g.tokens+1)
 }

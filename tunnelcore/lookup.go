@@ -8,7 +8,6 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
-	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -26,7 +25,8 @@ type Target struct {
 	Kind   wire.Kind
 	Online bool
 
-	seen time.Time
+	seen        time.Time
+	unreachable error // its node does not answer, or says that it does not have it
 }
 
 // Lookup resolves a visitor's Host. It returns ErrOtherHost, or an
@@ -41,61 +41,78 @@ func (h *Hub) Lookup(ctx context.Context, host string) (Target, error) {
 	if t, ok := h.labels.Load(name.Label); ok {
 		return t.(*tunnel).target(name.Port)
 	}
-	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
-	defer cancel()
-	rec, err := h.reg.ByLabel(ctx, name.Label)
-	switch {
-	case errors.Is(err, registry.ErrUnknown):
-		return Target{}, &answers.Error{Code: wire.UnknownDevice}
-	case err != nil:
-		return Target{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second, Cause: err}
+	return h.lookupRoute(ctx, name)
+}
+
+// lookupRoute is Lookup for a device that is not connected to this node, but perhaps to
+// another one.
+func (h *Hub) lookupRoute(ctx context.Context, name names.Host) (Target, error) {
+	var tried *remote
+	for {
+		began := time.Now()
+		rt, err := h.routes.find(ctx, key{name: name.Label})
+		if err != nil {
+			return Target{}, routeError(err)
+		}
+		found := Target{Device: rt.rec.Device, Label: rt.rec.Label, Port: name.Port, seen: rt.rec.Seen}
+		m := rt.remote
+		if m == nil {
+			return found, nil
+		}
+		ports, err := h.portsOf(ctx, m)
+		switch {
+		case err == nil:
+			found.Node, found.Tunnel, found.Online = m.node.ID, m.holder.Tunnel, true
+			return found.on(ports, name.Port)
+		case !unreached(err):
+			return found, answers.From(err)
+		case tried != nil:
+			found.unreachable = unreachable(err)
+			return found, nil
+		}
+		tried = m
+		h.routes.refused(m, began)
 	}
-	return Target{Device: rec.Device, Label: rec.Label, Port: name.Port, seen: rec.Seen}, nil
 }
 
 // Await is Lookup for a visitor who wants to be served: for a device whose
 // tunnel has just ended uncleanly it waits, up to Settings.Wait, for the next
-// one. A device that stays offline is an *answers.Error (device_offline).
+// one, here or at another node. A device that stays offline is an *answers.Error
+// (device_offline; unavailable when it is its node that does not answer).
 func (h *Hub) Await(ctx context.Context, host string) (Target, error) {
 	target, err := h.Lookup(ctx, host)
 	if err != nil || target.Online {
 		return target, err
 	}
-	if h.await(ctx, target.Device) {
-		if target, err = h.Lookup(ctx, host); err != nil || target.Online {
-			return target, err
-		}
+	h.retry(ctx, target.Device, func() bool {
+		target, err = h.Lookup(ctx, host)
+		return err == nil && !target.Online
+	})
+	switch {
+	case err != nil || target.Online:
+		return target, err
+	case target.unreachable != nil:
+		return target, target.unreachable
 	}
 	return target, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second, LastSeen: target.seen}
-}
-
-// await waits for a device that is expected back: one whose tunnel has just
-// ended uncleanly, or any that has a lease when the edge has just started.
-func (h *Hub) await(ctx context.Context, id string) bool {
-	wait := h.settings.Load().Wait
-	if wait <= 0 {
-		return false
-	}
-	h.mu.Lock()
-	d := h.devices[id]
-	if d == nil && time.Since(h.started) < reconnectTime && !h.stopping {
-		d = h.deviceLocked(id)
-		d.gone, d.unclean = h.started, true
-	}
-	h.mu.Unlock()
-	return d != nil && d.await(ctx, wait)
 }
 
 // target is the port of t's device that a hostname with the given port (0: the
 // bare hostname) names.
 func (t *tunnel) target(port uint16) (Target, error) {
 	found := Target{Device: t.holder.Device, Label: t.label, Node: t.hub.node.ID, Tunnel: t.holder.Tunnel, Online: true}
-	p, ok := webPort(t.hello.Ports, port)
+	return found.on(t.hello.Ports, port)
+}
+
+// on is t with that of the device's ports that a hostname with the given port (0: the
+// bare hostname) names.
+func (t Target) on(ports []wire.Port, number uint16) (Target, error) {
+	p, ok := webPort(ports, number)
 	if !ok {
-		return found, &answers.Error{Code: wire.UnknownDevice, Message: "the device offers no web page on this port"}
+		return t, &answers.Error{Code: wire.UnknownDevice, Message: "the device offers no web page on this port"}
 	}
-	found.Port, found.Kind = p.Number, p.Kind
-	return found, nil
+	t.Port, t.Kind = p.Number, p.Kind
+	return t, nil
 }
 
 // webPort picks the port that a hostname names: the given one, or for the bare

@@ -64,6 +64,9 @@ func (h *Hub) kindOf(device string, port uint16) wire.Kind {
 			}
 		}
 	}
+	if kind, ok := h.routes.kind(device, port); ok {
+		return kind
+	}
 	return wire.TCP
 }
 

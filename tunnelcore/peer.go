@@ -2,20 +2,24 @@ package tunnelcore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"net"
+	"fmt"
 	"net/http"
+	"slices"
+	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
-	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // ServePeer answers the request of another node, at cluster.Path. It returns as soon
 // as the connection is handed over.
 func (h *Hub) ServePeer(w http.ResponseWriter, r *http.Request) { h.link.Serve(w, r) }
+
+// lookBurst and lookRate, per second, bound the questions which nodes there are besides
+// those of the heartbeat.
+const lookBurst, lookRate = 5, 2.0
 
 // served is what the hub does for other nodes: what concerns its own tunnels, and
 // no more. Nothing that came from another node goes on to a third.
@@ -59,7 +63,26 @@ func (s served) Replaced(won registry.Holder) {
 	if t == nil || t.holder.Tunnel == won.Tunnel || t.holder.Generation >= won.Generation {
 		return
 	}
-	t.closeSoon(wire.CloseReplaced, "replaced by a newer tunnel")
+	t.leave("replaced by a newer tunnel")
+	if h.beginTransfer() {
+		go func() { // Shutdown waits for it
+			defer h.wg.Done()
+			h.dropReplaced(d, t, won)
+		}()
+	}
+}
+
+// dropReplaced aborts the streams of a tunnel that was replaced at another node, if that
+// was by another instance of the device.
+func (h *Hub) dropReplaced(d *device, t *tunnel, won registry.Holder) {
+	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+	defer cancel()
+	rec, err := h.reg.ByDevice(ctx, won.Device)
+	if err != nil || rec.Online.Holder != won || rec.Online.Instance == t.hello.Instance {
+		return
+	}
+	d.replaced(t.hello.Instance)
+	d.dropStreamsOf(t.hello.Instance)
 }
 
 // Info implements cluster.Local.
@@ -68,50 +91,71 @@ func (s served) Info(device string) (any, bool) {
 	return info, ok
 }
 
-// ServeConn implements cluster.Local.
-func (s served) ServeConn(ctx context.Context, c net.Conn, a cluster.Agent) { c.Close() }
-
 var _ cluster.Local = served{}
 
-// peersGone drops what was known of starts of nodes that are over.
+// peersGone drops what was known of starts of nodes that are over. Visitors' streams
+// through them end.
 func (h *Hub) peersGone(gone []registry.NodeRef) {
+	h.bereaved.Store(int64(time.Since(h.started)))
 	for _, n := range gone {
 		h.log().Info("a node is gone", "node", n.ID, "epoch", n.Epoch)
+		h.routes.forgetNode(n)
 		h.link.Forget(n)
 	}
 }
 
-// peer finds where the peers of this node reach that start of a node.
-func (h *Hub) peer(n registry.NodeRef) (cluster.Peer, bool) {
+// alone says whether no other node is known.
+func (h *Hub) alone() bool { return len(h.admission.peers.All()) == 0 }
+
+// peer returns where that start of a node is reached. The error is cluster.ErrAway.
+func (h *Hub) peer(ctx context.Context, n registry.NodeRef) (cluster.Peer, error) {
 	found, ok := h.admission.peers.Find(n.ID)
-	return cluster.Peer{NodeRef: found.NodeRef, Internal: found.Internal}, ok && found.Epoch == n.Epoch && found.Internal != ""
+	if !ok || found.Epoch != n.Epoch {
+		found, ok = h.newcomer(ctx, n)
+	}
+	switch {
+	case !ok:
+		return cluster.Peer{}, fmt.Errorf("%w: node %s is not known", cluster.ErrAway, n.ID)
+	case found.Internal == "":
+		return cluster.Peer{}, fmt.Errorf("%w: node %s does not say where it is: write `internal HOST:PORT` in its `node` block", cluster.ErrAway, n.ID)
+	}
+	return cluster.Peer{NodeRef: found.NodeRef, Internal: found.Internal}, nil
+}
+
+// newcomer looks for a node that may have come since the last heartbeat.
+func (h *Hub) newcomer(ctx context.Context, n registry.NodeRef) (registry.Node, bool) {
+	is := func(one registry.Node) bool { return one.NodeRef == n }
+	all := h.newcomers.Load()
+	if all == nil || !slices.ContainsFunc(*all, is) {
+		if !h.looks.take() {
+			return registry.Node{}, false
+		}
+		read, err := h.reg.Nodes(ctx)
+		if err != nil {
+			return registry.Node{}, false
+		}
+		all = &read
+		h.newcomers.Store(all)
+	}
+	i := slices.IndexFunc(*all, is)
+	if i < 0 {
+		return registry.Node{}, false
+	}
+	return (*all)[i], true
 }
 
 // TunnelOf returns what the node knows that a device is connected to, by its
 // record: this node, or another one, which is asked. It says false if there is none,
 // or it does not answer.
 func (h *Hub) TunnelOf(ctx context.Context, rec registry.Record) (TunnelInfo, bool) {
-	switch n := rec.Online.Node; n.ID {
+	switch rec.Online.Node.ID {
 	case "":
 		return TunnelInfo{}, false
 	case h.node.ID:
 		return h.Tunnel(rec.Device)
-	default:
-		p, ok := h.peer(n)
-		if !ok {
-			return TunnelInfo{}, false
-		}
-		info, err := h.askInfo(ctx, p, rec.Device)
-		return info, err == nil
 	}
-}
-
-// askInfo asks a peer what it knows of a device.
-func (h *Hub) askInfo(ctx context.Context, p cluster.Peer, device string) (TunnelInfo, error) {
-	var info TunnelInfo
-	raw, err := h.link.Info(ctx, p, device)
-	if err == nil {
-		err = json.Unmarshal(raw, &info)
-	}
-	return info, err
+	ctx, cancel := context.WithTimeout(ctx, infoTimeout)
+	defer cancel()
+	info, err := h.askInfo(ctx, rec.Online.Node, rec.Device)
+	return info, err == nil && info.Tunnel == rec.Online.Tunnel
 }

@@ -297,7 +297,7 @@ func (t *tunnel) end(err error) {
 	switch {
 	case why != "":
 	case clean:
-		why = "agent said goodbye"
+		why = whyGoodbye
 	default:
 		why = "connection lost: " + err.Error()
 	}

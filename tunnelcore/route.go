@@ -1,0 +1,414 @@
+package tunnelcore
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
+)
+
+const (
+	// routeTime is how long the registry's word is believed that a device has a tunnel,
+	// absentTime that it has none, or that nobody has a label.
+	routeTime  = 2 * time.Second
+	absentTime = time.Second
+	// maxRoutes and maxAbsent bound what is remembered; keptTime is how long, since
+	// anybody asked, sweepTime how often it is looked for what may go.
+	maxRoutes = 1 << 16
+	maxAbsent = 1 << 12
+	keptTime  = time.Minute
+	sweepTime = 15 * time.Second
+	// unknownBurst and unknownRate, per second, bound the questions to the registry
+	// about labels and devices of which nothing is known, and that turn out not to
+	// exist.
+	unknownBurst, unknownRate = 1000, 200.0
+	// patience is how long a visitor waits for the registry who can be served by what
+	// was last known.
+	patience = 250 * time.Millisecond
+	// awayTime is how long a registry that did not answer is left in peace.
+	awayTime = time.Second
+)
+
+// errSlow: too many ask for what does not exist, or the registry did not answer a
+// moment ago.
+var errSlow = errors.New("not asked: the registry is given time")
+
+// key is what a route is looked for by: a label, or a device.
+type key struct {
+	device bool
+	name   string
+}
+
+// route is what the registry said of a device. It does not change.
+type route struct {
+	rec    registry.Record // without ports
+	remote *remote         // the tunnel, when it is another node's
+	at     time.Time       // as of which it was so; zero: something has happened since
+	doubt  time.Time       // when that was
+}
+
+// fresh says whether the route is believed without asking.
+func (rt *route) fresh(now time.Time) bool {
+	if rt.remote == nil {
+		return now.Sub(rt.at) < absentTime
+	}
+	return now.Sub(rt.at) < routeTime
+}
+
+// routes remember where the devices are that are not connected to this node. Each is
+// asked for once at a time, and soon again; while the registry does not answer, what
+// was known of tunnels goes on being used.
+type routes struct {
+	hub     *Hub
+	unknown bucket // of questions about what turns out not to exist
+	polls   bucket // of questions whether a device is back
+
+	mu       sync.Mutex // guards what follows
+	byLabel  map[string]*route
+	byDevice map[string]*route
+	absent   map[key]time.Time // what nobody has, and since when that is known
+	asking   map[key]*question
+	away     time.Time // until then the registry is not asked
+	waiting  map[string]*room
+	guests   int // in all rooms
+}
+
+func newRoutes(h *Hub) *routes {
+	r := &routes{
+		hub:      h,
+		byLabel:  make(map[string]*route),
+		byDevice: make(map[string]*route),
+		absent:   make(map[key]time.Time),
+		asking:   make(map[key]*question),
+		waiting:  make(map[string]*room),
+	}
+	r.unknown.set(unknownBurst, unknownRate)
+	r.polls.set(pollBurst, pollRate)
+	return r
+}
+
+// question is one that the registry is asked just now.
+type question struct {
+	at    time.Time
+	done  chan struct{} // closed when what follows is set
+	route *route
+	err   error
+}
+
+// find returns the route of a label or a device. The error is registry.ErrUnknown, that
+// of ctx, or another one when the registry cannot tell.
+func (r *routes) find(ctx context.Context, k key) (*route, error) {
+	known, q, err := r.ask(k)
+	if q == nil {
+		return known, err
+	}
+	var enough <-chan time.Time
+	if known != nil && known.remote != nil {
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		enough = t.C
+	}
+	select {
+	case <-q.done:
+	case <-enough:
+		r.leaveAlone()
+		return known, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if q.err != nil && enough != nil && !errors.Is(q.err, registry.ErrUnknown) {
+		return known, nil
+	}
+	return q.route, q.err
+}
+
+// ask returns what is known of k, if that is believed or nothing better can be had, or
+// else the question whose answer is to be waited for, and what is known until then.
+func (r *routes) ask(k key) (known *route, q *question, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	known = r.knownLocked(k)
+	if known != nil {
+		if known.remote != nil {
+			known.remote.used.Store(now.Unix())
+		}
+		if known.fresh(now) {
+			return known, nil, nil
+		}
+	} else if at, ok := r.absent[k]; ok && now.Sub(at) < absentTime {
+		return nil, nil, registry.ErrUnknown
+	}
+	if q = r.asking[k]; q != nil {
+		return known, q, nil
+	}
+	switch {
+	case now.Before(r.away) && known != nil && known.remote != nil:
+		return known, nil, nil
+	case now.Before(r.away), known == nil && !r.unknown.take():
+		return nil, nil, errSlow
+	case !r.hub.beginTransfer():
+		return nil, nil, stopping
+	}
+	q = &question{at: now, done: make(chan struct{})}
+	r.asking[k] = q
+	go r.answer(k, q, known == nil) // Shutdown waits for it
+	return known, q, nil
+}
+
+// knownLocked wants mu.
+func (r *routes) knownLocked(k key) *route {
+	if k.device {
+		return r.byDevice[k.name]
+	}
+	return r.byLabel[k.name]
+}
+
+// leaveAlone has nobody ask the registry for a moment who can do without.
+func (r *routes) leaveAlone() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.away = time.Now().Add(awayTime)
+}
+
+// answer asks the registry.
+func (r *routes) answer(k key, q *question, charged bool) {
+	defer r.hub.wg.Done()
+	ctx, cancel := context.WithTimeout(r.hub.ctx, registryTimeout)
+	defer cancel()
+	var rec registry.Record
+	if k.device {
+		rec, q.err = r.hub.reg.ByDevice(ctx, k.name)
+	} else {
+		rec, q.err = r.hub.reg.ByLabel(ctx, k.name)
+	}
+	unknown := errors.Is(q.err, registry.ErrUnknown)
+	if charged && !unknown {
+		r.unknown.giveBack()
+	}
+	var over []*remote
+	r.mu.Lock()
+	now := time.Now()
+	current := r.asking[k] == q // else something has happened since it was asked
+	if current {
+		delete(r.asking, k)
+	}
+	switch {
+	case q.err == nil:
+		r.away = time.Time{}
+		q.route, over = r.learnLocked(rec, q.at, current)
+	case unknown && current:
+		over = append(over, r.forgetLocked(r.knownLocked(k)))
+		if len(r.absent) >= maxAbsent {
+			clear(r.absent)
+		}
+		r.absent[k] = now
+	case !unknown:
+		r.away = now.Add(awayTime)
+	}
+	r.mu.Unlock()
+	r.end(over...)
+	close(q.done)
+}
+
+// learnLocked makes a route of a record as of a moment, and remembers it if keep. It
+// returns the tunnels that are over by that. It wants mu.
+func (r *routes) learnLocked(rec registry.Record, at time.Time, keep bool) (rt *route, over []*remote) {
+	rec.Ports = nil
+	rt = &route{rec: rec, at: at}
+	old := r.byDevice[rec.Device]
+	if n := rec.Online.Node.ID; n != "" && n != r.hub.node.ID {
+		if old != nil && old.remote != nil && old.remote.holder == rec.Online.Holder {
+			rt.remote = old.remote
+		} else {
+			rt.remote = &remote{holder: rec.Online.Holder, node: rec.Online.Node}
+			rt.remote.used.Store(time.Now().Unix())
+		}
+	}
+	if !keep {
+		return rt, nil
+	}
+	if old != nil && old.rec.Label != rec.Label {
+		delete(r.byLabel, old.rec.Label)
+	}
+	if old == nil && len(r.byDevice) >= maxRoutes {
+		over = append(over, r.forgetLocked(r.anyLocked()))
+	}
+	r.byDevice[rec.Device], r.byLabel[rec.Label] = rt, rt
+	delete(r.absent, key{name: rec.Label})
+	delete(r.absent, key{device: true, name: rec.Device})
+	if old != nil && old.remote != rt.remote {
+		over = append(over, old.remote)
+	}
+	if old == nil || old.remote != rt.remote {
+		r.wakeLocked(rec.Device)
+	}
+	return rt, over
+}
+
+// anyLocked picks a route to make room for another one. It wants mu.
+func (r *routes) anyLocked() *route {
+	const looks = 8
+	var oldest *route
+	n := 0
+	for _, rt := range r.byDevice {
+		if oldest == nil || rt.at.Before(oldest.at) {
+			oldest = rt
+		}
+		if n++; n == looks {
+			break
+		}
+	}
+	return oldest
+}
+
+// forgetLocked forgets a route, nil too, and returns its tunnel. It wants mu.
+func (r *routes) forgetLocked(rt *route) *remote {
+	if rt == nil {
+		return nil
+	}
+	if r.byDevice[rt.rec.Device] == rt {
+		delete(r.byDevice, rt.rec.Device)
+	}
+	if r.byLabel[rt.rec.Label] == rt {
+		delete(r.byLabel, rt.rec.Label)
+	}
+	return rt.remote
+}
+
+// end tells the host that tunnels of other nodes are over, as far as this node is
+// concerned; nil ones, too. Nobody finds them here any more.
+func (r *routes) end(over ...*remote) {
+	f := r.hub.settings.Load().TunnelEnded
+	for _, m := range over {
+		if m != nil && f != nil {
+			f(m.holder.Tunnel)
+		}
+	}
+}
+
+// stale has the registry asked again about a device, or a label, although what is
+// known of it is not old. Who waits for the device looks again.
+func (r *routes) stale(device, label string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rt := range []*route{r.byDevice[device], r.byLabel[label]} {
+		if rt != nil {
+			r.staleLocked(rt)
+			device, label = rt.rec.Device, rt.rec.Label
+		}
+	}
+	for _, k := range []key{{true, device}, {false, label}} {
+		delete(r.absent, k)
+		delete(r.asking, k) // its answer may be from before
+	}
+	r.wakeLocked(device)
+}
+
+// staleLocked wants mu.
+func (r *routes) staleLocked(rt *route) {
+	doubted := *rt
+	doubted.at, doubted.doubt = time.Time{}, time.Now()
+	r.byDevice[rt.rec.Device], r.byLabel[rt.rec.Label] = &doubted, &doubted
+}
+
+// allStale is stale for all.
+func (r *routes) allStale() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, rt := range r.byDevice {
+		r.staleLocked(rt)
+	}
+	clear(r.absent)
+	clear(r.asking)
+	for device := range r.waiting {
+		r.wakeLocked(device)
+	}
+}
+
+// refused says that m could not be reached, as somebody has tried since began. The
+// registry is asked again about its device, unless it has been asked meanwhile.
+func (r *routes) refused(m *remote, began time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rt := r.byDevice[m.holder.Device]
+	if rt == nil || rt.remote != m || rt.at.After(began) || rt.doubt.After(began) {
+		return
+	}
+	r.staleLocked(rt)
+	delete(r.asking, key{true, rt.rec.Device}) // its answer may be from before
+	delete(r.asking, key{false, rt.rec.Label})
+}
+
+// forgetNode forgets the routes to a node that is over.
+func (r *routes) forgetNode(n registry.NodeRef) {
+	var over []*remote
+	r.mu.Lock()
+	for _, rt := range r.byDevice {
+		if rt.remote != nil && rt.remote.node == n {
+			over = append(over, r.forgetLocked(rt))
+			r.wakeLocked(rt.rec.Device)
+		}
+	}
+	r.mu.Unlock()
+	r.end(over...)
+}
+
+// sweep forgets what nobody has asked for in a while.
+func (r *routes) sweep(now time.Time) {
+	var over []*remote
+	r.mu.Lock()
+	for _, rt := range r.byDevice {
+		used := rt.at
+		if rt.remote != nil {
+			used = time.Unix(rt.remote.used.Load(), 0)
+		}
+		if now.Sub(used) > keptTime {
+			over = append(over, r.forgetLocked(rt))
+		}
+	}
+	r.mu.Unlock()
+	r.end(over...)
+}
+
+// routing follows what the registry tells of devices that come and go, and forgets
+// what is not needed.
+func (h *Hub) routing() {
+	hints := h.reg.Hints(h.ctx)
+	sweep := time.NewTicker(sweepTime)
+	defer sweep.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case hint, ok := <-hints:
+			switch {
+			case !ok:
+				hints = nil // they are gone, and not needed
+			case hint == registry.Hint{}:
+				h.routes.allStale()
+			case hint.Device != "" || hint.Label != "":
+				h.routes.stale(hint.Device, hint.Label)
+			}
+		case now := <-sweep.C:
+			h.routes.sweep(now)
+		}
+	}
+}
+
+// routeError is what a visitor is told whose device was not found.
+func routeError(err error) error {
+	switch {
+	case errors.Is(err, registry.ErrUnknown):
+		return &answers.Error{Code: wire.UnknownDevice}
+	case errors.Is(err, context.Canceled):
+		return answers.From(err)
+	case errors.As(err, new(*answers.Error)):
+		return err
+	}
+	return &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second, Cause: err}
+}

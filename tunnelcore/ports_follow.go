@@ -97,8 +97,10 @@ func (p *ports) look(known *portList) {
 	case err != nil:
 		p.hub.log().Debug("leased ports are not known; those that are open stay", "error", err)
 	case leases != nil:
-		p.apply(leases, tcp)
 		*known = portList{version: now, read: time.Now(), bind: tcp.Bind, first: tcp.First, last: tcp.Last}
+		if !p.apply(leases, tcp) {
+			known.version = 0
+		}
 	}
 	p.mu.Lock()
 	p.touched = nil
@@ -107,23 +109,31 @@ func (p *ports) look(known *portList) {
 }
 
 // apply opens the ports of a list, and closes those that are not in it. One that is
-// out of the range is not opened, but stays open while it is leased.
-func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) {
+// out of the range is not opened, but stays open while it is leased. Those of tunnels
+// of this node stay in any case: they end with their tunnel, should it be lost. It
+// says whether none is open that the list has not.
+func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) (agrees bool) {
+	own := p.hub.ownPorts()
 	wanted := make(map[uint16]registry.PortLease, len(leases))
 	for _, l := range leases {
 		wanted[l.Public] = l
 	}
 	p.mu.Lock()
 	var drop []*publicPort
+	agrees = true
 	for public, pp := range p.open {
 		_, touched := p.touched[public]
-		if !touched && (wanted[public] != pp.PortLease || !slices.Equal(pp.bind, tcp.Bind)) {
+		switch {
+		case wanted[public] == pp.PortLease && slices.Equal(pp.bind, tcp.Bind):
+		case touched || own[public] == pp.PortLease:
+			agrees = false
+		default:
 			drop = append(drop, pp)
 		}
 	}
 	p.closeLocked(drop)
 	for public, r := range p.refused {
-		if _, touched := p.touched[public]; !touched && wanted[public] != r.PortLease {
+		if _, touched := p.touched[public]; !touched && own[public] != r.PortLease && wanted[public] != r.PortLease {
 			delete(p.refused, public)
 		}
 	}
@@ -136,6 +146,9 @@ func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) {
 			if touched || p.refused[l.Public] != nil || l.Public < tcp.First || l.Public > tcp.Last {
 				continue
 			}
+			if mine, is := own[l.Public]; is && mine != l {
+				continue
+			}
 			if err := p.openLocked(l, tcp.Bind); err != nil {
 				refused.addLocked(p, l.Public, err)
 			}
@@ -143,6 +156,20 @@ func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) {
 		p.mu.Unlock()
 	}
 	refused.log(p.hub.log())
+	return agrees
+}
+
+// ownPorts is what the tunnels of this node have, by public port.
+func (h *Hub) ownPorts() map[uint16]registry.PortLease {
+	own := map[uint16]registry.PortLease{}
+	for _, t := range h.live() {
+		t.mu.Lock()
+		for port, public := range t.public {
+			own[public] = registry.PortLease{Public: public, Device: t.holder.Device, Port: port}
+		}
+		t.mu.Unlock()
+	}
+	return own
 }
 
 // onlyOwn closes the ports of devices that are not connected here, and were not just

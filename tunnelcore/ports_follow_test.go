@@ -79,7 +79,7 @@ func TestPublicPortsOnEveryNode(t *testing.T) {
 	a := one.connect(h)
 	there := at(t, "127.0.0.2", a.public())
 	opens(t, there, true)
-	late := one.startBeside("edge-4", "127.0.0.4", nil) // finds it leased
+	late := one.startBeside("edge-4", "127.0.0.4", nil)                           // finds it leased
 	eventually(t, "it is open there", func() bool { return openPorts(late) > 0 }) // without a visitor, who would expect the device
 	if n := openPorts(frugal); n != 0 {
 		t.Errorf("%d ports open on a node that listens for its own devices only", n)

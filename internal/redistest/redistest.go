@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -177,6 +178,25 @@ func (s *Server) Kill() {
 	_ = s.cmd.Process.Kill()
 	_ = s.cmd.Wait()
 	s.cmd = nil
+}
+
+// Stop has the process stand still (SIGSTOP): connections stay, and nothing is
+// answered. Continue lets it go on. Kill ends it in either state.
+func (s *Server) Stop() { s.tb.Helper(); s.signal(syscall.SIGSTOP) }
+
+// Continue ends Stop.
+func (s *Server) Continue() { s.tb.Helper(); s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig os.Signal) {
+	s.tb.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		s.tb.Fatal("redistest: the server is not running")
+	}
+	if err := s.cmd.Process.Signal(sig); err != nil {
+		s.tb.Fatal(err)
+	}
 }
 
 // Do runs a command by redis-cli and returns its raw output; an error reply fails
@@ -377,4 +397,13 @@ sentinel failover-timeout %s 2000
 		})
 	}
 	return g
+}
+
+// AwaitFailover returns when the replica is the master.
+func (s *Sentinels) AwaitFailover() {
+	s.Replica.tb.Helper()
+	Eventually(s.Replica.tb, "the replica takes over", func() bool {
+		out, err := s.Replica.cli("INFO", "replication") // it may end connections when it does
+		return err == nil && strings.Contains(out, "role:master")
+	})
 }

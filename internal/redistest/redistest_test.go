@@ -43,9 +43,7 @@ func TestSentinels(t *testing.T) {
 	g.Master.Do("SET", "k", "v")
 	g.Master.Do("WAIT", "1", "1000")
 	g.Master.Kill()
-	Eventually(t, "the replica takes over", func() bool {
-		return strings.Contains(g.Replica.Do("INFO", "replication"), "role:master")
-	})
+	g.AwaitFailover()
 	if v := g.Replica.Do("GET", "k"); v != "v" {
 		t.Errorf("after the failover: %q", v)
 	}

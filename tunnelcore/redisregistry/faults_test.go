@@ -137,9 +137,16 @@ func TestRestartedEmpty(t *testing.T) {
 	cam, door, bell := claim(t, a, ask(na, "cam", "t1")), claim(t, a, ask(na, "door", "t1")), claim(t, b, ask(nb, "bell", "t1"))
 	leasePorts(t, a, &cam, 22, 80)
 	leasePorts(t, b, &bell, 22)
+	leases, version, err := b.Ports(t.Context(), 0)
+	if err != nil || len(leases) != 3 {
+		t.Fatalf("Ports: %v, %v", leases, err)
+	}
 	s.Kill()
 	s.Start()
 
+	if none, _, err := b.Ports(t.Context(), version); !errors.Is(err, errRestoring) {
+		t.Errorf("Ports that Redis has forgotten: %v, %v", none, err)
+	}
 	refresh(t, a, []registry.Held{cam, door}) // nobody is told to be lost
 	if _, err := b.LeasePorts(t.Context(), bell.Holder, []uint16{22, 80}, 40000, 40099); !errors.Is(err, errRestoring) {
 		t.Errorf("LeasePorts of what Redis has forgotten: %v", err)
@@ -155,10 +162,16 @@ func TestRestartedEmpty(t *testing.T) {
 	restore(t, b, []registry.Held{bell})
 	beatNode(t, b, "b", "e1")
 	refusedNew(t, b, ask(nb, "new", "t1")) // a has not
+	if some, _, err := b.Ports(t.Context(), version); !errors.Is(err, errRestoring) {
+		t.Errorf("Ports before all has been restored: %v, %v", some, err)
+	}
 	restore(t, a, []registry.Held{cam, door})
 	beatNode(t, a, "a", "e1")
 	for _, h := range []registry.Held{cam, door, bell} {
 		online(t, a, h)
+	}
+	if again, _, err := b.Ports(t.Context(), version); err != nil || len(again) != 3 {
+		t.Errorf("Ports: %v, %v", again, err)
 	}
 	refresh(t, a, []registry.Held{cam, door})
 	if page, err := b.Devices(t.Context(), "", 10); err != nil || len(page) != 3 {

@@ -77,7 +77,13 @@ func (r *Registry) refresh(ctx context.Context, liveMS int64, holders []registry
 	if err := b.run(); err != nil {
 		return nil, err
 	}
-	return r.sortLost(ctx, holders, by)
+	lapsed := make([]bool, len(holders))
+	if r.wasAway(time.Duration(liveMS) * time.Millisecond) {
+		for i, rec := range records {
+			lapsed[i] = rec.label == "" && rec.tunnel.Holder == holders[i]
+		}
+	}
+	return r.sortLost(ctx, holders, by, lapsed)
 }
 
 // refreshLeases prolongs the leases of holders[i] for the i of mine; by[i] is
@@ -121,11 +127,17 @@ func (r *Registry) refreshCall(ctx context.Context, holders []registry.Holder, l
 }
 
 // sortLost returns the holders that do not hold their device, judged by the
-// generation that does; empty means that they do.
-func (r *Registry) sortLost(ctx context.Context, holders []registry.Holder, by []string) (lost []registry.Holder, err error) {
+// generation that does; empty means that they do. The lease of one that has lapsed
+// has run out while Redis was away, and nobody has claimed the device since: Restore
+// finds out whether it can have its label again.
+func (r *Registry) sortLost(ctx context.Context, holders []registry.Holder, by []string, lapsed []bool) (lost []registry.Holder, err error) {
 	looked, restoring := false, false
 	for i, h := range holders {
 		if by[i] == "" {
+			continue
+		}
+		if lapsed[i] {
+			r.watch.signal()
 			continue
 		}
 		if missing(h, by[i]) && !looked {

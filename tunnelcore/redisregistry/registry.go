@@ -63,7 +63,8 @@ type Registry struct {
 	watch    *watch
 	hints    registry.Hints
 
-	schemaKnown atomic.Bool // since Redis last lost data
+	schemaKnown atomic.Bool  // since Redis last lost data
+	failedAt    atomic.Int64 // when Redis last did not answer, Unix time in ns; 0: it always has
 
 	life context.Context // ends with Close
 	end  context.CancelFunc
@@ -129,29 +130,46 @@ func call[T any](ctx context.Context, r *Registry, what string, f func(context.C
 	}()
 	select {
 	case o := <-done:
-		if o.err != nil {
-			return none, explain(ctx, what, o.err)
+		if o.err == nil {
+			return o.value, nil
 		}
-		return o.value, nil
+		if !isAnswer(o.err) && !errors.Is(ctx.Err(), context.Canceled) {
+			r.failedAt.Store(time.Now().UnixNano())
+		}
+		return none, explain(ctx, what, o.err)
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			r.failedAt.Store(time.Now().UnixNano())
+		}
 		return none, ctx.Err()
 	}
+}
+
+// wasAway says whether Redis has failed to answer within the last d.
+func (r *Registry) wasAway(d time.Duration) bool {
+	at := r.failedAt.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < d
+}
+
+// isAnswer says whether err is what the registry has to say, and no failure.
+func isAnswer(err error) bool {
+	for _, answer := range []error{
+		registry.ErrInvalid, registry.ErrUnknown, registry.ErrLabelTaken, registry.ErrLost, registry.ErrNodeLive,
+		registry.ErrTooManyPorts, registry.ErrChanged, registry.ErrTooManyCodes, registry.ErrSchema,
+	} {
+		if errors.Is(err, answer) {
+			return true
+		}
+	}
+	var held *registry.HeldError
+	var full *registry.PortsFullError
+	return errors.As(err, &held) || errors.As(err, &full)
 }
 
 // explain leaves errors of package registry and of ctx as they are, and says of
 // others what failed.
 func explain(ctx context.Context, what string, err error) error {
-	var held *registry.HeldError
-	var full *registry.PortsFullError
-	for _, known := range []error{
-		registry.ErrInvalid, registry.ErrUnknown, registry.ErrLabelTaken, registry.ErrLost, registry.ErrNodeLive,
-		registry.ErrTooManyPorts, registry.ErrChanged, registry.ErrTooManyCodes, registry.ErrSchema,
-	} {
-		if errors.Is(err, known) {
-			return err
-		}
-	}
-	if errors.As(err, &held) || errors.As(err, &full) {
+	if isAnswer(err) {
 		return err
 	}
 	if ended := ctx.Err(); ended != nil {

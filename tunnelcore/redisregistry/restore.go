@@ -32,13 +32,13 @@ func (r *Registry) Restore(ctx context.Context, held []registry.Held) ([]registr
 			return nil, err
 		}
 	}
-	return call(ctx, r, "restore", func(ctx context.Context) ([]registry.Holder, error) {
-		lost, err := r.restoreAll(ctx, held)
-		if err != nil {
-			r.watch.signal() // it has to be tried again
-		}
-		return lost, err
+	lost, err := call(ctx, r, "restore", func(ctx context.Context) ([]registry.Holder, error) {
+		return r.restoreAll(ctx, held)
 	})
+	if err != nil {
+		r.watch.signal() // it has to be tried again
+	}
+	return lost, err
 }
 
 func (r *Registry) restoreAll(ctx context.Context, held []registry.Held) ([]registry.Holder, error) {

@@ -135,8 +135,9 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 	}
 	switch {
 	case !again || !missing || w.lostAt.After(last.sent): // or known to be missing
-	case sent.Sub(last.sent) < r.nodeTTL*9/10:
-		// The key lasts from when the last heartbeat arrived, which was after it was sent.
+	case time.Since(last.sent) < r.nodeTTL*9/10:
+		// The key lasts from when the last heartbeat arrived, which was after it was sent,
+		// and was looked at before now.
 		w.flushedLocked(r)
 	default:
 		w.signal() // others may have taken what is held here

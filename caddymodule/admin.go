@@ -18,6 +18,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 func init() {
@@ -73,6 +74,8 @@ func (api *AdminAPI) Routes() []caddy.AdminRoute {
 		{"GET /iottunnel/codes", adminCodes},
 		{"DELETE /iottunnel/codes/{id}", adminDropCode},
 		{"GET /iottunnel/nodes", adminNodes},
+		{"GET /iottunnel/drain", adminDrained},
+		{"POST /iottunnel/drain", adminDrain},
 		{"POST /iottunnel/import", adminImport},
 	} {
 		routes = append(routes, caddy.AdminRoute{Pattern: route.pattern, Handler: adminJSON(route.handler)})
@@ -140,6 +143,8 @@ func apiError(r *http.Request, err error) error {
 		return conflict("device %s is enrolled already: give it another secret with `rotate %s`, or take its secret away with `revoke %s` and enrol it again", device, device, device)
 	case errors.Is(err, tunnelcore.ErrOffline):
 		return conflict("device %s is not connected", device)
+	case errors.Is(err, tunnelcore.ErrNobodyElse):
+		return conflict("%w: start another node, or wait until one is listed by `nodes` that has room and a URL", err)
 	case errors.Is(err, registry.ErrTooManyCodes):
 		return conflict("%w", err)
 	case errors.Is(err, registry.ErrInvalid):
@@ -399,6 +404,55 @@ func adminDropCode(ctx context.Context, e *edge, _ *App, r *http.Request) (any, 
 func adminNodes(ctx context.Context, e *edge, _ *App, _ *http.Request) (any, error) {
 	nodes, err := listNodes(ctx, e.hub)
 	return map[string]any{"nodes": nodes}, err
+}
+
+// drainView is how far this node has come with letting its devices go.
+type drainView struct {
+	Node     string `json:"node"`
+	Draining bool   `json:"draining"`
+	Tunnels  int    `json:"tunnels"` // devices that are still here
+	Streams  int    `json:"streams"` // visitors of theirs
+}
+
+func viewDrain(e *edge) drainView {
+	s := e.hub.Stats()
+	return drainView{Node: e.hub.Node(), Draining: s.Draining, Tunnels: s.Tunnels, Streams: s.Streams}
+}
+
+func adminDrained(_ context.Context, e *edge, _ *App, _ *http.Request) (any, error) {
+	return viewDrain(e), nil
+}
+
+// defaultDrain is what devices are spread over that have to go elsewhere.
+const defaultDrain = 60 * time.Second
+
+// adminDrain does as {"within":"60s"} or {"off":true} says, and does not wait for the
+// devices.
+func adminDrain(ctx context.Context, e *edge, _ *App, r *http.Request) (any, error) {
+	var q struct {
+		Within string `json:"within"`
+		Off    bool   `json:"off"`
+	}
+	if err := decodeBody(r, &q); err != nil {
+		return nil, err
+	}
+	within := defaultDrain
+	if q.Within != "" {
+		var err error
+		if within, err = caddy.ParseDuration(q.Within); err != nil || within < time.Second || within > wire.MaxDrain*time.Second {
+			return nil, badRequest(fmt.Errorf("within: %q is not a duration such as 60s or 10m, from 1s to 24h", q.Within))
+		}
+	}
+	if q.Off {
+		if err := e.hub.Undrain(ctx); err != nil {
+			return nil, err
+		}
+		return viewDrain(e), nil
+	}
+	if err := e.hub.Drain(ctx, within); err != nil {
+		return nil, err
+	}
+	return viewDrain(e), nil
 }
 
 // adminExport writes a line for each device.

@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -105,6 +106,14 @@ Secrets and hostnames of devices that are known already stay as they are. Withou
 		cobra.MaximumNArgs(1), (*cli).importDevices)
 	imports.Flags().Bool("replace", false, "replace the secrets of devices that are known")
 
+	drain := command("drain", "Sends the devices of this node to the others", `
+The node takes no more devices, and each that it has connects to another node before it leaves this one, at a
+random moment within the given time. Visitors notice nothing. With --wait it ends when none is left: then Caddy
+can be stopped. The state lasts until --off, or until Caddy is started again.`, cobra.NoArgs, (*cli).drain)
+	drain.Flags().String("within", "60s", "what the devices are spread over, up to 24h")
+	drain.Flags().Bool("wait", false, "wait until no device is left, and say how many are")
+	drain.Flags().Bool("off", false, "take devices again")
+
 	root.AddCommand(
 		devices,
 		command("device ID", "Shows one device", "", cobra.ExactArgs(1), (*cli).device),
@@ -122,6 +131,7 @@ it again ends that.`, cobra.ExactArgs(1), doDevice("revoke", "%s is revoked: it 
 			cobra.ExactArgs(1), doDevice("forget", "%s is forgotten.")),
 		codes,
 		command("nodes", "Lists the nodes of the edge", "", cobra.NoArgs, (*cli).nodes),
+		drain,
 		command("export", "Writes all devices as JSON lines: hashes of secrets, hostnames", `
 For backups, and to move to another registry with import. It holds no secret, but who can change it and have it
 imported can let devices in.`, cobra.NoArgs, (*cli).export),
@@ -546,6 +556,68 @@ func (c *cli) nodes([]string) error {
 		rows[i] = []string{n.Node, fmt.Sprint(n.Clients), fmt.Sprint(n.Share), fmt.Sprint(n.Capacity), fmt.Sprintf("%.1fs ago", float64(n.HeartbeatAge)/1000), n.URL, n.Internal, state}
 	}
 	return c.table("NODE | DEVICES | SHARE | ROOM FOR | HEARTBEAT | URL | INTERNAL | STATE", rows)
+}
+
+// drainPatience is how much longer than it should take drain --wait waits.
+const drainPatience = 60 * time.Second
+
+func (c *cli) drain([]string) error {
+	off, _ := c.cmd.Flags().GetBool("off") // the command has both
+	wait, _ := c.cmd.Flags().GetBool("wait")
+	within, err := caddy.ParseDuration(c.flag("within"))
+	if err != nil {
+		return fmt.Errorf("--within: %q is not a duration such as 60s or 10m", c.flag("within"))
+	}
+	var v drainView
+	if err := c.call("POST", "drain", map[string]any{"within": c.flag("within"), "off": off}, &v); err != nil {
+		return err
+	}
+	switch {
+	case off && !c.json:
+		_, err := fmt.Fprintf(c.out, "%s takes devices again.\n", v.Node)
+		return err
+	case wait && !off:
+		if v, err = c.awaitDrained(v, within+drainPatience); err != nil {
+			return err
+		}
+	}
+	if c.json {
+		return c.printJSON(v)
+	}
+	if v.Tunnels > 0 {
+		_, err = fmt.Fprintf(c.out, "%s lets its %d devices go within %s; `caddy iottunnel nodes` shows how many are left.\n", v.Node, v.Tunnels, within)
+		return err
+	}
+	_, err = fmt.Fprintf(c.out, "%s has no device any more: it can be stopped.\n", v.Node)
+	return err
+}
+
+// awaitDrained tells on how many devices are left, until there is none.
+func (c *cli) awaitDrained(v drainView, patience time.Duration) (drainView, error) {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for told := -1; v.Tunnels > 0; {
+		if v.Tunnels != told {
+			told = v.Tunnels
+			fmt.Fprintf(c.say, "%s: %d devices and %d connections of visitors are left\n", v.Node, v.Tunnels, v.Streams)
+		}
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return v, fmt.Errorf("%d devices are still connected to %s: their agents do not find another node, or do not know how to change", v.Tunnels, v.Node)
+		case <-c.cmd.Context().Done():
+			return v, c.cmd.Context().Err()
+		}
+		if err := c.call("GET", "drain", nil, &v); err != nil {
+			return v, err
+		}
+		if !v.Draining {
+			return v, fmt.Errorf("%s takes devices again: somebody has said so, or it was started anew", v.Node)
+		}
+	}
+	return v, nil
 }
 
 func (c *cli) export([]string) error {

@@ -152,9 +152,19 @@ func (f *fixture) connectForward(id string, handler http.Handler, l net.Listener
 
 func (f *fixture) connectToken(id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
 	f.t.Helper()
+	return f.connectTo(fmt.Sprintf("ws://localhost:%d", f.port), id, token, handler, l, forward)
+}
+
+func (f *fixture) connectTo(server, id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
+	f.t.Helper()
+	return f.connectServers([]string{server}, id, token, handler, l, forward)
+}
+
+func (f *fixture) connectServers(servers []string, id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
+	f.t.Helper()
 	d := &device{ups: make(chan agent.Up, 100), downs: make(chan error, 100)}
 	a, err := agent.New(agent.Config{
-		Servers:    []string{fmt.Sprintf("ws://localhost:%d", f.port)},
+		Servers:    servers,
 		Device:     id,
 		Token:      token,
 		Forwards:   []agent.Forward{forward},
@@ -165,14 +175,14 @@ func (f *fixture) connectToken(id, token string, handler http.Handler, l net.Lis
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	server := &http.Server{Handler: handler}
+	web := &http.Server{Handler: handler}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	wg.Go(func() { server.Serve(l) })
+	wg.Go(func() { web.Serve(l) })
 	wg.Go(func() { a.Run(ctx) })
 	d.stop = sync.OnceFunc(func() {
 		cancel()
-		server.Close()
+		web.Close()
 		wg.Wait()
 	})
 	f.t.Cleanup(d.stop)

@@ -22,6 +22,8 @@ func serveHealth(w http.ResponseWriter, r *http.Request, e *edge) {
 	switch {
 	case e.ending.Load():
 		state = "stopping"
+	case e.hub.Stats().Draining:
+		state = "draining"
 	}
 	if state != "ok" {
 		w.WriteHeader(http.StatusServiceUnavailable)

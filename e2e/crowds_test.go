@@ -283,6 +283,9 @@ func TestFloods(t *testing.T) {
 		}
 
 		t.Run("a visitor's header", func(t *testing.T) {
+			if lacks(k, "cutting a long header") {
+				return
+			}
 			filler := strings.Repeat("X-Filler: "+strings.Repeat("f", 1000)+"\r\n", 4000)
 			if r := s.raw(t, "GET /page HTTP/1.1\r\nHost: "+s.hostPort()+"\r\n"+filler+"\r\n"); r.StatusCode != 431 {
 				t.Errorf("4 MB of header: %v", r)
@@ -290,6 +293,9 @@ func TestFloods(t *testing.T) {
 			small("header")
 		})
 		t.Run("a visitor's header in HTTP/2", func(t *testing.T) {
+			if lacks(k, "cutting a long header") {
+				return
+			}
 			fr := dialFrames(t, s)
 			var err error
 			sent := 0

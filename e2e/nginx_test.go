@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +14,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -571,7 +574,8 @@ func TestNginxOwnSites(t *testing.T) {
 	server { listen OTHER; server_name one.test; location / { return 200 "site one: $host"; } error_page 404 /gone; location /gone { return 200 "its own page"; } location /x { return 404; } }
 	server { listen OTHER; server_name two.test; location / { access_by_lua_block { if ngx.var.arg_no then return ngx.exit(403) end ngx.header["X-Two"] = "2" } return 200; content_by_lua_block { ngx.say("two") } } }
 `
-	with := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r), Sites: own, Server: "error_page 404 503 /own; location /own { return 200 own; }"})
+	before := ` before = function() ngx.header["X-Before"] = ngx.var.host end,`
+	with := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r) + before, Sites: own, Server: "error_page 404 503 /own; location /own { return 200 own; }"})
 	without, err := harness.NewNginx(t.TempDir(), harness.NginxSetup{Omit: "http.conf", Sites: own})
 	if err != nil {
 		t.Fatal(err)
@@ -607,14 +611,14 @@ func TestNginxOwnSites(t *testing.T) {
 		}
 	}
 	c := with.Client(t)
-	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil, "Accept-Encoding", "gzip"); g.body != "edge-a" || g.header.Get("Content-Encoding") != "" {
+	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil, "Accept-Encoding", "gzip"); g.body != "edge-a" || g.header.Get("Content-Encoding") != "" || g.header.Get("X-Before") != "lamp.devices.test" {
 		t.Errorf("a device beside them: %v", g)
 	}
 	a.Serve(func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) })
 	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.status != 404 || !strings.Contains(g.body, "404 page not found") {
 		t.Errorf("404 of a device: %v", g)
 	}
-	sameAnswer(t, "page of the edge", fetch(t, c, "GET", "nobody.devices.test", "/", nil, "Accept", "text/html"), golden(t, "unknown_device.html"))
+	sameAnswer(t, "page of the edge", fetch(t, c, "GET", "nobody.devices.test", "/", nil, "Accept", "text/html"), golden(t, "unknown_device.html"), "X-Before")
 }
 
 // TestNginxHalves: what is not there is named.
@@ -930,5 +934,111 @@ func TestNginxStreams(t *testing.T) {
 			t.Errorf("after a reload: %v", g)
 		}
 		echo("after")
+	}
+}
+
+// TestNginxReload: agents, streams and WebSockets outlive a reload of nginx, with
+// real nodes behind it.
+func TestNginxReload(t *testing.T) {
+	t.Parallel()
+	f := harness.Own(t, harness.Routed(), harness.Setup{TCPPorts: 4})
+	h := newHeld(t, f)
+	feed, ws := h.openFeed(t), h.openSocket(t)
+	if err := errors.Join(feed.want(3), echoes(ws, 1, "before")); err != nil {
+		t.Fatal(err)
+	}
+	mark := h.agent.Stderr.Mark()
+	for i := range 3 {
+		harness.ReloadRouter(t, f)
+		if err := errors.Join(feed.want(3), echoes(ws, 1, "after")); err != nil {
+			t.Fatalf("reload %d: %v", i, err)
+		}
+		h.client.CloseIdleConnections()
+		h.serves(t)
+	}
+	for _, line := range h.agent.Stderr.Since(mark) {
+		if strings.Contains(line, "tunnel down") {
+			t.Errorf("the agent: %s", line)
+		}
+	}
+}
+
+// TestNginxExample runs the example, with only its names, files and ports changed.
+func TestNginxExample(t *testing.T) {
+	t.Parallel()
+	r := harness.StartRedis(t, harness.RedisSetup{Args: []string{"--requirepass", "secret"}, CLI: []string{"-a", "secret", "--no-auth-warning"}})
+	a := playNode(t, r, "edge-a")
+	a.Hold(t, "lamp", "lamp-1")
+	dir, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	lua, err := filepath.Abs(filepath.Join("..", "lua"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := harness.FreePort(t, 1)
+	ports := harness.FreePort(t, 2)
+	cert, key, authority := harness.WriteCertificate(t, dir, "*.devices.test")
+	text, err := os.ReadFile(filepath.Join(lua, "nginx.conf.example"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := strings.NewReplacer(
+		"REDIS.EXAMPLE.NET:6379", fmt.Sprintf("127.0.0.1:%d", r.Port), "/etc/nginx/iottunnel/redis-password", dir+"/password",
+		"DEVICES.EXAMPLE.NET", "devices.test", "EDGE.EXAMPLE.NET", "edge.test", "listen 443", fmt.Sprintf("listen 127.0.0.1:%d", port),
+		"/etc/ssl/devices/fullchain.pem", cert, "/etc/ssl/devices/privkey.pem", key,
+		"/etc/ssl/edge/fullchain.pem", cert, "/etc/ssl/edge/privkey.pem", key,
+		"/var/log/nginx/", dir+"/", "/run/nginx.pid", dir+"/pid", "user www-data;", "user root;", "65536", "8192", "30000", "4000",
+		"# stream {", "stream {", "#     include", "    include", "# }", "}",
+		"http {\n", "http {\n    lua_package_path \""+lua+"/?.lua;;\";\n",
+	).Replace(string(text))
+	script := exec.Command(filepath.Join(lua, "stream-ports"), "-l", "127.0.0.1", fmt.Sprintf("%d-%d", ports, ports+1), "127.0.0.11", "127.0.0.12")
+	streams, err := script.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "iottunnel"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{"nginx.conf": conf, "password": "secret\n", "iottunnel/ports.conf": string(streams)} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"http.conf", "server.conf", "agents.conf"} {
+		if err := os.Symlink(filepath.Join(lua, name), filepath.Join(dir, "iottunnel", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := harness.Run(t, harness.Command{Name: "nginx", Args: []string{"nginx", "-c", filepath.Join(dir, "nginx.conf"), "-g", "daemon off;", "-e", "stderr"}})
+	pem, err := os.ReadFile(authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, fmt.Sprintf("127.0.0.1:%d", port))
+	}}
+	t.Cleanup(transport.CloseIdleConnections)
+	harness.Eventually(t, 10*time.Second, "the example serves", func() error {
+		if !p.Running() {
+			t.Fatal("nginx has ended")
+		}
+		resp, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Get("https://lamp.devices.test/")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if body, _ := io.ReadAll(resp.Body); string(body) != "edge-a" {
+			return fmt.Errorf("status %d, %s", resp.StatusCode, body)
+		}
+		return nil
+	})
+	access, err := os.ReadFile(filepath.Join(dir, "access.log"))
+	if err != nil || !strings.Contains(string(access), "device=lamp-1 node=edge-a error=-") {
+		t.Errorf("the access log: %s, %v", access, err)
 	}
 }

@@ -22,6 +22,16 @@ type routed struct{}
 
 func (routed) Name() string { return "nginx" }
 
+// Routed is the kind of face that has an nginx in front.
+func Routed() Kind { return routed{} }
+
+// ReloadRouter has the nginx of a face that has one read its files again, and waits
+// until it has new workers.
+func ReloadRouter(tb testing.TB, f Face) {
+	tb.Helper()
+	f.(*routedFace).nginx.Reload(tb)
+}
+
 // routedFace is a cluster that nobody sees but nginx.
 type routedFace struct {
 	*between

@@ -725,3 +725,115 @@ func TestTunnelOf(t *testing.T) {
 		t.Error("of a device that is offline")
 	}
 }
+
+// Visitors who come all at once ask the registry once, and the device's node once.
+func TestStampedeForADeviceOfAnotherNode(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	a := nodes[0].connect(hello("cam-17"))
+	gate := make(chan struct{})
+	nodes[1].reg.hold.Store(&gate)
+	nodes[1].reg.reads.Store(0)
+	var wg sync.WaitGroup
+	for range 1000 {
+		wg.Go(func() {
+			if got, err := nodes[1].hub.Lookup(t.Context(), a.ready.Hostname); err != nil || !got.Online {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+	}
+	eventually(t, "the registry is asked", func() bool { return nodes[1].reg.reads.Load() > 0 })
+	close(gate)
+	wg.Wait()
+	if n := nodes[1].reg.reads.Load(); n != 1 {
+		t.Errorf("%d reads of the registry, want 1", n)
+	}
+	if s := nodes[1].hub.link.Stats(); s.Out != 1 {
+		t.Errorf("%d sockets to the device's node, want 1", s.Out)
+	}
+}
+
+// The registry is away: devices of other nodes that were found before are reached.
+func TestOtherNodesWithoutRegistry(t *testing.T) {
+	nodes := startNodes(t, 2, func(s *Settings) { s.Wait = -1 })
+	a := nodes[0].connect(hello("cam-17"))
+	unseen := nodes[0].connect(hello("cam-18"))
+	v, c := nodes[1].through(a, "cam-17")
+	carries(t, v, c)
+	if _, err := nodes[1].hub.Lookup(t.Context(), a.ready.Hostname); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		n.reg.down.Store(true)
+		n.hub.routes.allStale()
+	}
+	for range 3 {
+		if got, err := nodes[1].hub.Await(t.Context(), a.ready.Hostname); err != nil || !got.Online {
+			t.Errorf("%+v, %v", got, err)
+		}
+		v, c := nodes[1].through(a, "cam-17")
+		carries(t, v, c)
+	}
+	_, err := nodes[1].hub.Await(t.Context(), unseen.ready.Hostname)
+	wantCode(t, err, wire.Unavailable)
+	if retryAfter(err) <= 0 {
+		t.Error("no Retry-After")
+	}
+}
+
+// With early the visitor has its stream before the agent has said anything, and hears
+// through its reads how it went.
+func TestEarlyStreamThroughAnotherNode(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	a := nodes[0].connect(offering("cam-17", wire.Early))
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := nodes[1].hub.Dial(t.Context(), "cam-17", 80, visitor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	v := dial()
+	if _, err := io.WriteString(v, "ask"); err != nil {
+		t.Fatal(err)
+	}
+	o := a.receive().(*wire.Open)
+	a.frames(frame{wire.FrameData, o.Stream, "ask"})
+	a.say(frame{wire.FrameData, o.Stream, "answer"}, frame{wire.FrameFin, o.Stream, ""})
+	if got, err := io.ReadAll(v); err != nil || string(got) != "answer" {
+		t.Errorf("%q, %v", got, err)
+	}
+	v = dial()
+	o = a.receive().(*wire.Open)
+	a.say(&wire.Refused{Stream: o.Stream, Reason: "refused"})
+	_, err := v.Read(make([]byte, 1))
+	wantCode(t, err, wire.DeviceRefused)
+	a.frames(frame{wire.FrameReset, o.Stream, ""})
+	v = dial()
+	a.receive()
+	a.sock.Close()
+	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
+		t.Errorf("its tunnel has broken: %v", err)
+	}
+}
+
+// Shutdown waits for streams of visitors through other nodes, as long as it may.
+func TestShutdownWaitsForStreamsThroughOthers(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	a := nodes[0].connect(hello("cam-17"))
+	v, c := nodes[1].through(a, "cam-17")
+	done := make(chan error)
+	go func() { done <- nodes[1].hub.Shutdown(context.Background()) }()
+	eventually(t, "it stops", nodes[1].hub.isStopping)
+	carries(t, v, c)
+	// Who comes meanwhile is served as well.
+	v2, c2 := nodes[1].through(a, "cam-17")
+	carries(t, v2, c2)
+	for _, one := range []net.Conn{v, v2, c, c2} {
+		one.Close()
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

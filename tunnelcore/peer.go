@@ -53,6 +53,7 @@ func (s served) Probe(ctx context.Context, device, tunnel string) (alive bool) {
 // Replaced implements cluster.Local.
 func (s served) Replaced(won registry.Holder) {
 	h := s.hub
+	h.notices.Add(1) // a handshake that is under way looks again
 	h.mu.Lock()
 	d := h.devices[won.Device]
 	h.mu.Unlock()

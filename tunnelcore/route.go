@@ -299,14 +299,19 @@ func (r *routes) stale(device, label string) {
 	for _, rt := range []*route{r.byDevice[device], r.byLabel[label]} {
 		if rt != nil {
 			r.staleLocked(rt)
-			device, label = rt.rec.Device, rt.rec.Label
 		}
 	}
+	r.forgetQuestionLocked(device, label)
+	r.wakeLocked(device)
+}
+
+// forgetQuestionLocked has those who come now ask anew: an answer that is under way may
+// be from before. It wants mu.
+func (r *routes) forgetQuestionLocked(device, label string) {
 	for _, k := range []key{{true, device}, {false, label}} {
 		delete(r.absent, k)
-		delete(r.asking, k) // its answer may be from before
+		delete(r.asking, k)
 	}
-	r.wakeLocked(device)
 }
 
 // staleLocked wants mu.
@@ -314,6 +319,7 @@ func (r *routes) staleLocked(rt *route) {
 	doubted := *rt
 	doubted.at, doubted.doubt = time.Time{}, time.Now()
 	r.byDevice[rt.rec.Device], r.byLabel[rt.rec.Label] = &doubted, &doubted
+	r.forgetQuestionLocked(rt.rec.Device, rt.rec.Label)
 }
 
 // allStale is stale for all.
@@ -340,8 +346,6 @@ func (r *routes) refused(m *remote, began time.Time) {
 		return
 	}
 	r.staleLocked(rt)
-	delete(r.asking, key{true, rt.rec.Device}) // its answer may be from before
-	delete(r.asking, key{false, rt.rec.Label})
 }
 
 // forgetNode forgets the routes to a node that is over.

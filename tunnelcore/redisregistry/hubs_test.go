@@ -20,6 +20,7 @@ import (
 	"github.com/iottunnel/iottunnel/agent"
 	"github.com/iottunnel/iottunnel/internal/redistest"
 	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/redisregistry"
 )
 
@@ -105,14 +106,20 @@ func (f *fleet) startNode(id, bind string, lease time.Duration, first uint16) {
 			n.ended.Add(1)
 		}
 	}
+	n.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == cluster.Path {
+			n.hub.ServePeer(w, r)
+			return
+		}
+		n.hub.ServeAgent(w, r, tunnelcore.Arrival{From: netip.MustParseAddrPort(r.RemoteAddr).Addr()})
+	}))
+	s.Node = tunnelcore.NodeSettings{Internal: n.server.Listener.Addr().String(), Secrets: []string{"the secret of these tests"}}
 	hub, err := tunnelcore.New(tunnelcore.Config{Node: id, Registry: f.open(logger), Settings: s})
 	if err != nil {
 		f.Fatal(err)
 	}
 	n.hub = hub
-	n.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		hub.ServeAgent(w, r, tunnelcore.Arrival{From: netip.MustParseAddrPort(r.RemoteAddr).Addr()})
-	}))
+	n.server.Start()
 	f.Cleanup(func() {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel() // no patience with streams

@@ -119,7 +119,7 @@ func openPorts(e *edge) int {
 // listedPorts is a registry that says of public ports what it is told to.
 type listedPorts struct {
 	registry.Registry
-	hints chan registry.Hint
+	hints registry.Hints
 
 	mu   sync.Mutex
 	list []registry.PortLease
@@ -141,7 +141,7 @@ func (r *listedPorts) Ports(_ context.Context, version int64) ([]registry.PortLe
 	return r.list, r.now, r.err
 }
 
-func (r *listedPorts) Hints(context.Context) <-chan registry.Hint { return r.hints }
+func (r *listedPorts) Hints(ctx context.Context) <-chan registry.Hint { return r.hints.Subscribe(ctx) }
 
 // say changes the list, and hints at it.
 func (r *listedPorts) say(err error, list ...registry.PortLease) {
@@ -149,13 +149,13 @@ func (r *listedPorts) say(err error, list ...registry.PortLease) {
 	r.list, r.err = append([]registry.PortLease{}, list...), err
 	r.now++
 	r.mu.Unlock()
-	r.hints <- registry.Hint{Ports: true}
+	r.hints.Send(registry.Hint{Ports: true})
 }
 
 // startListed starts an edge that has the ports of a registry of which the test
 // says what it lists.
 func startListed(t *testing.T, first, last uint16) (*edge, *listedPorts) {
-	reg := &listedPorts{Registry: newAway(t).Registry, hints: make(chan registry.Hint, 10)}
+	reg := &listedPorts{Registry: newAway(t).Registry}
 	return startEdgeOver(t, reg, func(s *Settings) {
 		s.TCP = &TCPPorts{First: first, Last: last, Bind: []string{"127.0.0.1"}}
 	}), reg
@@ -283,7 +283,7 @@ func TestPublicPortTold(t *testing.T) {
 // TestManyPublicPorts opens thousands, and changes few of them.
 func TestManyPublicPorts(t *testing.T) {
 	const first, count = 11000, 4000
-	reg := &listedPorts{Registry: newAway(t).Registry, hints: make(chan registry.Hint, 10)}
+	reg := &listedPorts{Registry: newAway(t).Registry}
 	e := startEdgeOver(t, reg, func(s *Settings) {
 		s.TCP = &TCPPorts{First: first, Last: first + count, Bind: []string{"127.0.0.9"}}
 	})
@@ -323,4 +323,45 @@ func memory() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapInuse + m.StackInuse)
+}
+
+// TestPublicPortOfAnotherNode has host and port lead to the device through every
+// node, wherever it is and goes.
+func TestPublicPortOfAnotherNode(t *testing.T) {
+	first, last := freePorts(t, 2)
+	hosts := []string{"127.0.0.21", "127.0.0.22", "127.0.0.23"}
+	started := 0
+	nodes := startNodes(t, len(hosts), func(s *Settings) {
+		s.TCP = &TCPPorts{First: first, Last: last, Bind: []string{hosts[started]}, Host: "devices.test"}
+		started++
+	})
+	h := hello("cam-17")
+	var address string
+	for owner, n := range []*node{nodes[0], nodes[2], nodes[1]} {
+		a := n.connect(h)
+		if address != "" && a.public() != address {
+			t.Errorf("%s became %s", address, a.public())
+		}
+		address = a.public()
+		for _, host := range hosts {
+			there := at(t, host, address)
+			var v net.Conn
+			eventually(t, there+" is open", func() (ok bool) {
+				c, err := net.Dial("tcp", there)
+				v = c
+				return err == nil
+			})
+			o := a.receive().(*wire.Open)
+			if o.Port != 22 || o.From != v.LocalAddr().String() {
+				t.Errorf("owner %d, visitor of %s: open %+v from %s", owner, there, o, v.LocalAddr())
+			}
+			c := a.transfer(o)
+			carries(t, v, c)
+			c.Abort()
+			if _, err := v.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("after an abort the visitor of %s reads %v", there, err)
+			}
+			v.Close()
+		}
+	}
 }

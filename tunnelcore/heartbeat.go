@@ -76,6 +76,7 @@ func (h *Hub) housekeeping() {
 	tick := time.NewTicker(tickTime)
 	defer tick.Stop()
 	var idle time.Time
+	var crowd crowd
 	for {
 		select {
 		case <-h.ctx.Done():
@@ -83,6 +84,9 @@ func (h *Hub) housekeeping() {
 		case now := <-tick.C:
 			h.beatTunnels()
 			h.forgetGone(now)
+			if crowd.settles(h.Tunnels(), now) {
+				h.wg.Go(h.rest)
+			}
 			if now.Sub(idle) >= idleTime {
 				idle = now
 				h.pingStreams()

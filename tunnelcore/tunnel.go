@@ -70,6 +70,8 @@ type tunnel struct {
 	moving  bool   // the agent was told to leave for another node
 	telling bool   // run or announceAll announces
 	stale   bool   // and has to do it again
+	rested  bool   // rest was called,
+	roused  bool   // and the reader has not seen it yet
 }
 
 // bounds are what settings decide about a tunnel, and its agent is told.
@@ -131,11 +133,14 @@ func (t *tunnel) run() {
 // serve serves the tunnel until it ends, and takes it out of the hub. It is the
 // one goroutine that an idle device costs.
 func (t *tunnel) serve() {
-	defer t.hub.wg.Done()
 	var err error
 	for err == nil {
-		err = t.receive()
+		if err = t.receive(); t.wasRoused(err) {
+			go t.serve() // counted as this one was
+			return
+		}
 	}
+	defer t.hub.wg.Done()
 	t.end(err)
 }
 
@@ -211,7 +216,12 @@ func (t *tunnel) receive() error {
 		t.close(wire.CloseMalformed, "binary message without a capability for it")
 		return errors.New("binary message on the control socket")
 	}
-	if err = t.mux.ReadFrame(); errors.Is(err, stream.ErrProtocol) {
+	for {
+		if err = t.mux.ReadFrame(); !t.wasRoused(err) {
+			break
+		}
+	}
+	if errors.Is(err, stream.ErrProtocol) {
 		t.close(wire.CloseMalformed, "malformed frame")
 	}
 	return err
@@ -219,7 +229,13 @@ func (t *tunnel) receive() error {
 
 // receiveText handles the text message that has begun.
 func (t *tunnel) receiveText() error {
-	text, err := t.sock.Append(nil, wire.MaxText)
+	var text []byte
+	var err error
+	for {
+		if text, err = t.sock.Append(text, wire.MaxText); !t.wasRoused(err) {
+			break
+		}
+	}
 	switch {
 	case errors.Is(err, socket.ErrTooBig):
 		t.close(wire.CloseTooBig, "message longer than 4096 bytes")

@@ -18,6 +18,7 @@ func init() {
 		"TestWhoMayConnect":      "its public ports see nginx as the visitor",
 		"TestReloadSettings":     "its limits are those of each of its nodes",
 		"TestReloadClosesPorts":  "nginx has the public ports, and closes none",
+		"TestNewAddress":         "what was open ends a minute after the device is back, and not half a minute: nginx sends on into nowhere",
 		"TestStalledStreams":     "nginx keeps the connections that so many visitors have had for a minute",
 	} {
 		if notOn[name] == nil {

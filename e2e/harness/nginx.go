@@ -167,6 +167,8 @@ func (n *Nginx) config() string {
 		more := ""
 		if net.ParseIP(name) != nil {
 			more = " default_server" // who asks for an address names no server in TLS
+		} else if strings.HasPrefix(name, "*.") {
+			more = " so_keepalive=15s:5s:3" // options of an address stand once
 		}
 		return "listen " + n.Addr() + " ssl http2" + more + ";\n\t\tssl_certificate " + cert + ";\n\t\tssl_certificate_key " + key + ";"
 	}

@@ -15,6 +15,11 @@ local _M = {}
 -- that it is but is expected back, and that nobody has a label.
 local ROUTE, OFFLINE, EXPECTED, UNKNOWN = 2, 1, 0.2, 1
 
+-- How long a route goes on that Redis knows nothing of any more, in seconds: it may
+-- have lost its data, and the edges write theirs again within this time. Where a
+-- device has lost its label, the node that had it says so.
+local LOST = 15
+
 -- How long an old route is kept for the time when Redis is away, in seconds.
 local STALE = 3600
 
@@ -48,15 +53,16 @@ local function decode(text)
     if route then
         return route
     end
-    local until_ms, kind, device, a, b, c =
-        text:match("^(%d+)\t(%a+)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)$")
+    local until_ms, kind, device, a, b, c, read_s =
+        text:match("^(%d+)\t(%a+)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t(%d+)$")
     if not kind then
         return nil
     end
     if kind == "on" then
         local host, port = hosts.split(c)
         route = { online = true, device = device, node = a, epoch = b,
-            internal = c, host = host and hosts.literal(host), port = port }
+            internal = c, host = host and hosts.literal(host), port = port,
+            read_s = tonumber(read_s) }
     else
         route = { online = false, device = device, seen = tonumber(a),
             expected = b == "1" }
@@ -70,9 +76,11 @@ local function decode(text)
 end
 
 
-local function encode(seconds, kind, device, a, b, c)
-    return concat({ floor((ngx.now() + seconds) * 1000), kind, device, a, b, c },
-        "\t")
+-- encode writes a route that counts for some seconds. read_s is when Redis said
+-- so, in Unix seconds; now, if it is nil.
+local function encode(seconds, kind, device, a, b, c, read_s)
+    return concat({ floor((ngx.now() + seconds) * 1000), kind, device, a, b, c,
+        read_s or floor(ngx.now()) }, "\t")
 end
 
 
@@ -182,7 +190,10 @@ local function read(label, old)
         return nil, "HMGET: " .. lease.refused
     end
     local device, node, epoch, http = lease[1], lease[2], lease[3], lease[4]
-    if not device or not clean(device, node or "", epoch or "", http or "") then
+    if not device and old and old.online and ngx.now() - old.read_s < LOST then
+        return keep(label, encode(OFFLINE, "on", old.device, old.node, old.epoch,
+            old.internal, old.read_s))
+    elseif not device or not clean(device, node or "", epoch or "", http or "") then
         return nobodys(label)
     end
     if not node or node == "" then

@@ -120,6 +120,18 @@ describe("routes", function()
         assert.are.equal("edge-2", routes.find("aaaaaaaaaaaaaaaa").node)
     end)
 
+    it("outlive the data of Redis until the edges have written theirs", function()
+        routes.find("aaaaaaaaaaaaaaaa")
+        data.keys = {}
+        for _ = 1, 12 do
+            clock.now = clock.now + 1.1
+            assert.are.equal("edge-1", routes.find("aaaaaaaaaaaaaaaa").node)
+        end
+        assert.is_true(routes.find("bbbbbbbbbbbbbbbb").unknown)
+        clock.now = clock.now + 3
+        assert.is_true(routes.find("aaaaaaaaaaaaaaaa").unknown)
+    end)
+
     it("are asked for by hints", function()
         local hints = require "iottunnel.hints"
         routes.find("aaaaaaaaaaaaaaaa")

@@ -100,7 +100,7 @@ func TestOperateAcrossNodes(t *testing.T) {
 	token := strings.TrimSpace(o.must("enroll", "cam-1"))
 	d := n.connect(f, "cam-1", token)
 
-	v := o.device("cam-1")
+	v := o.await("cam-1", "known by its node", func(v deviceView) bool { return v.Remote != "" })
 	if v.State != "online" || v.Node != "two" || v.Remote != "127.0.0.1" || v.Agent == "" || v.Streams == nil || v.BytesIn == nil ||
 		len(v.Ports) != 1 || v.Ports[0] != (portView{Port: 80, Kind: "http", URL: d.up.Ports[0].URL}) {
 		t.Errorf("device: %+v", v)
@@ -136,38 +136,33 @@ func TestOperateAcrossNodes(t *testing.T) {
 	}
 }
 
-// TestDrain has this node give its devices to the other one.
+// TestDrain has this node drain, and follows it. Where the devices go is the hub's.
 func TestDrain(t *testing.T) {
 	port := internalPort(t)
 	f := start(t, config{app: "auth enrolled"}) // alone
 	o := newOperator(t)
 	o.fails("no other live node could take the devices", "drain")
 	f.mustLoad(enrolledCluster(port))
-	n := f.neighbour()
-	token := strings.TrimSpace(o.must("enroll", "cam-1"))
-	l, forward := agent.Listen(80, agent.HTTP)
-	d := f.connectServers([]string{fmt.Sprintf("ws://localhost:%d", f.port), n.url}, "cam-1", token, testSite(), l, forward)
-	n.start(f, "two")
+	f.neighbour().start(f, "two")
+	d := f.agentWith("cam-1", strings.TrimSpace(o.must("enroll", "cam-1")))
 	health := func() reply { return f.get(f.url("localhost") + ".iottunnel/health") }
 	f.await("the nodes know of each other", func() bool {
-		var v struct{ Nodes []nodeView }
-		o.json(&v, "nodes")
-		return len(v.Nodes) == 2
+		_, _, err := o.run("", "drain", "--within", "1h")
+		return err == nil
 	})
-
-	o.fails(`within: "0s" is not a duration`, "drain", "--within", "0s")
-	out, say, err := o.run("", "drain", "--within", "1s", "--wait")
-	if err != nil || !strings.Contains(out, "one has no device any more") {
-		t.Fatalf("drain: %v %s%s", err, out, say)
-	}
 	if r := health(); r.StatusCode != 503 || r.body != "draining\n" {
 		t.Errorf("health: %d %q", r.StatusCode, r.body)
 	}
-	d.waitUp(t)
 	var nodes struct{ Nodes []nodeView }
 	o.json(&nodes, "nodes")
 	if len(nodes.Nodes) != 2 || !nodes.Nodes[0].Draining || nodes.Nodes[0].Share != 0 || !strings.Contains(o.must("nodes"), "draining") {
 		t.Errorf("nodes: %+v", nodes)
+	}
+	o.fails(`within: "0s" is not a duration`, "drain", "--within", "0s")
+	d.stop()
+	out, say, err := o.run("", "drain", "--within", "1s", "--wait")
+	if err != nil || !strings.Contains(out, "one has no device any more") {
+		t.Fatalf("drain: %v %s%s", err, out, say)
 	}
 	if out := o.must("drain", "--off"); !strings.Contains(out, "one takes devices again") {
 		t.Error(out)
@@ -178,5 +173,62 @@ func TestDrain(t *testing.T) {
 	var v drainView
 	if o.json(&v, "drain", "--off"); v.Node != "one" || v.Draining {
 		t.Errorf("%+v", v)
+	}
+}
+
+// TestServeAcrossNodes has visitors enter at a node that does not hold the device.
+func TestServeAcrossNodes(t *testing.T) {
+	port := internalPort(t)
+	f := start(t, enrolledCluster(port))
+	o := newOperator(t)
+	n := f.neighbour()
+	n.start(f, "two")
+	d := n.connect(f, "cam-1", strings.TrimSpace(o.must("enroll", "cam-1")))
+	page := d.up.Ports[0].URL
+	f.await("the device is reached over the link", func() bool { return f.get(page).StatusCode == 200 })
+
+	// Visitors are told nothing of nodes, routers are.
+	if r := f.get(page+"headers", "Iottunnel-Owner", "forged"); r.StatusCode != 200 || r.Header.Get(ownerHeader) != "" || strings.Contains(r.body, "forged") {
+		t.Errorf("a visitor: %d %v\n%s", r.StatusCode, r.Header, r.body)
+	}
+	r := f.ask(port, "/headers", d.up.Hostname, "X-Forwarded-For", "192.0.2.7", "X-Forwarded-Proto", "https")
+	if r.StatusCode != 200 || r.Header.Get(ownerHeader) != "two" || !strings.Contains(r.body, "X-Forwarded-For: 192.0.2.7\r\n") || !strings.Contains(r.body, "X-Forwarded-Proto: https\r\n") {
+		t.Errorf("a router: %d %v\n%s", r.StatusCode, r.Header, r.body)
+	}
+	if r := f.ask(port, "/forge", d.up.Hostname); r.Header.Get(ownerHeader) != "two" || r.Header.Get("Iottunnel-Error") != "" {
+		t.Errorf("a forged answer: %v", r.Header)
+	}
+	f.upgrade(d.up.Hostname).mustEcho(t, "over the link")
+	d.stop()
+	f.await("the device is offline", func() bool { return f.ask(port, "/", d.up.Hostname).StatusCode != 200 })
+	f.await("its route is forgotten", func() bool {
+		r := f.ask(port, "/", d.up.Hostname)
+		return r.StatusCode == 421 && r.Header.Get("Iottunnel-Error") == "not_here"
+	})
+}
+
+// TestSecretChanges replaces the secret of this node while a device is connected to
+// the other one, which has kept its own.
+func TestSecretChanges(t *testing.T) {
+	port := internalPort(t)
+	c := enrolledCluster(port)
+	f := start(t, c)
+	o := newOperator(t)
+	n := f.neighbour()
+	n.start(f, "two")
+	d := n.connect(f, "cam-1", strings.TrimSpace(o.must("enroll", "cam-1")))
+	known := func() bool { return o.device("cam-1").Remote != "" }
+	f.await("the other node answers", known)
+	with := func(secrets string) config {
+		c := c
+		c.app = strings.Replace(c.app, testSecret, secrets, 1)
+		return c
+	}
+	f.mustLoad(with("quite-another-secret"))
+	f.await("the other node lets this one in no more", func() bool { return !known() })
+	f.mustLoad(with("quite-another-secret " + testSecret)) // one in common is enough
+	f.await("the other node answers again", known)
+	if len(d.ups) != 0 {
+		t.Error("the device has come again")
 	}
 }

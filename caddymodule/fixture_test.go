@@ -157,14 +157,9 @@ func (f *fixture) connectToken(id, token string, handler http.Handler, l net.Lis
 
 func (f *fixture) connectTo(server, id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
 	f.t.Helper()
-	return f.connectServers([]string{server}, id, token, handler, l, forward)
-}
-
-func (f *fixture) connectServers(servers []string, id, token string, handler http.Handler, l net.Listener, forward agent.Forward) *device {
-	f.t.Helper()
 	d := &device{ups: make(chan agent.Up, 100), downs: make(chan error, 100)}
 	a, err := agent.New(agent.Config{
-		Servers:    servers,
+		Servers:    []string{server},
 		Device:     id,
 		Token:      token,
 		Forwards:   []agent.Forward{forward},

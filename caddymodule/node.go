@@ -44,9 +44,9 @@ type Node struct {
 	Routers []string `json:"routers,omitempty"`
 
 	// What nodes prove themselves to each other with, the same on all of them, of at
-	// least 16 characters. Of two values the first is used, and both are accepted: to
-	// change the secret while nodes run, write `OLD NEW` on each of them, then
-	// `NEW OLD`, then `NEW`. Default: none, and no node reaches the devices of another.
+	// least 16 characters. Of two values the first is used to sign, and both are
+	// accepted: to change the secret while nodes run, write `OLD NEW` on each of them,
+	// then `NEW OLD`, then `NEW`. Default: none, and no node reaches the devices of another.
 	Secrets []string `json:"secret,omitempty"`
 }
 

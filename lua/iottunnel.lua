@@ -76,12 +76,35 @@ local function ready()
 end
 
 
+-- What a Host names, for those that have been asked for lately.
+local read_hosts, read_count = {}, 0
+local READ_MOST, READ_BYTES = 4096, 255
+
+
+-- read_host returns the normal form of a Host, the label that it names, or nil, and
+-- whether it is directly under the domain.
+local function read_host(host)
+    local h = read_hosts[host]
+    if not h then
+        h = { normal = names.normal(host), label = names.parse(host, config.domain),
+            device = names.directly_under(host, config.domain) }
+        if #host <= READ_BYTES then
+            if read_count >= READ_MOST then
+                read_hosts, read_count = {}, 0
+            end
+            read_hosts[host], read_count = h, read_count + 1
+        end
+    end
+    return h
+end
+
+
 -- requested_host returns the Host that nginx has chosen its server by. It is
 -- the Host header, unless the request's target names another one (RFC 9112
 -- section 3.2.2): then that is what a node is told, too.
 local function requested_host()
     local sent, chosen = ngx.var.http_host, ngx.var.host
-    if sent and names.normal(sent) == chosen then
+    if sent and read_host(sent).normal == chosen then
         return sent
     end
     ngx.var.iottunnel_host = chosen
@@ -124,14 +147,10 @@ local function await(label, route)
 end
 
 
--- destination notes where the balancer is to go. fallback is for when nobody
--- answers there.
-local function destination(host, port, fallback)
+-- destination notes where the balancer is to go. alone: and nowhere else.
+local function destination(host, port, alone)
     local there = ngx.ctx.iottunnel
-    there.host, there.port = host, port
-    if fallback then
-        there.other_host, there.other_port = fallback.host, fallback.port
-    end
+    there.host, there.port, there.alone = host, port, alone
 end
 
 
@@ -163,16 +182,15 @@ local function lead(label, again)
         end
         host, port = node.host, node.port
     end
-    local fallback = nodes.another(host, port)
-    if fallback and nodes.is_down(host, port) then
-        return destination(fallback.host, fallback.port)
+    local other = nodes.is_down(host, port) and nodes.another(host, port)
+    if other then
+        host, port = other.host, other.port
     end
-    return destination(host, port, fallback)
+    return destination(host, port)
 end
 
 
-local function visitor(host)
-    local label = names.parse(host, config.domain)
+local function visitor(label)
     if not label then -- under the domain, and never leased
         return answer { code = "unknown_device" }
     end
@@ -198,7 +216,7 @@ local function transfer()
         return answers.send({ code = "not_here" }, false)
     end
     ngx.var.iottunnel_node = node.id
-    return destination(node.host, node.port)
+    return destination(node.host, node.port, true)
 end
 
 
@@ -225,7 +243,7 @@ local function agent()
         nodes.gave(node)
     end
     ngx.var.iottunnel_node = node.id
-    return destination(node.host, node.port, nodes.for_agent(node))
+    return destination(node.host, node.port)
 end
 
 
@@ -237,8 +255,9 @@ function _M.access()
         config.before()
     end
     local host = requested_host()
-    if names.directly_under(host, config.domain) then
-        return visitor(host)
+    local h = read_host(host)
+    if h.device then
+        return visitor(h.label)
     end
     if not names.under(host, config.domain)
         and ngx.var.request_uri:sub(1, #ROOT) == ROOT then
@@ -252,7 +271,7 @@ end
 -- is read anew, once.
 function _M.again()
     ready()
-    local label = names.parse(requested_host(), config.domain)
+    local label = read_host(requested_host()).label
     if not label then -- of an agent's request: a node says so, too
         return answers.send({ code = "not_here" }, false)
     end
@@ -286,15 +305,17 @@ end
 -- not asked again.
 local function attempt(there, n)
     if n == 0 then
-        balancer.set_more_tries(there.other_host and 2 or 1)
+        balancer.set_more_tries(2)
         return there.host, there.port
     end
     local _, status = balancer.get_last_failure()
-    if n == 1 and status ~= ngx.HTTP_GATEWAY_TIMEOUT or not there.other_host then
+    if n == 1 and status ~= ngx.HTTP_GATEWAY_TIMEOUT or there.alone then
         return there.host, there.port
     end
     nodes.down(there.host, there.port)
-    return there.other_host, there.other_port
+    local other = there.agent and nodes.for_agent()
+        or nodes.another(there.host, there.port) or there
+    return other.host, other.port
 end
 
 
@@ -367,9 +388,6 @@ function _M.header()
     if (status == 502 or status == 504) and not from_node() then
         if there.label then
             routes.forget(there.label)
-        end
-        if not there.other_host and there.tries then
-            nodes.down(there.host, there.port)
         end
         return replace(there, status == 504 and not there.agent
             and { code = "device_timeout" }

@@ -252,10 +252,10 @@ end
 
 
 -- candidates are the nodes that suits returns true for, and can be reached.
-local function candidates(suits, except)
+local function candidates(suits)
     local list = {}
     for _, node in ipairs(current().list) do
-        if node.host and node ~= except and suits(node)
+        if node.host and suits(node)
             and not _M.is_down(node.host, node.port) then
             list[#list + 1] = node
         end
@@ -292,13 +292,13 @@ end
 
 -- for_agent returns the less loaded of two random nodes for a new tunnel; nil
 -- when no node lives.
-function _M.for_agent(except)
-    local list = candidates(takes_more, except)
+function _M.for_agent()
+    local list = candidates(takes_more)
     if #list == 0 then
-        list = candidates(undrained, except) -- it says by itself that it is full
+        list = candidates(undrained) -- it says by itself that it is full
     end
     if #list == 0 then
-        list = candidates(any, except)
+        list = candidates(any)
     end
     if #list == 0 then
         return nil

@@ -305,6 +305,33 @@ func TestSilentNode(t *testing.T) {
 	claim(t, a, ask(n, "new", "t1")) // no data was lost
 }
 
+// TestNodeMoves is a node whose internal address changes while it lives.
+func TestNodeMoves(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	r := short(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, r, "n1", "e1")
+	cam := claim(t, r, ask(n, "cam", "t1"))
+	beatNode(t, r, "n1", "e1")
+	notLost(t, r)
+	hints := r.Hints(t.Context())
+	heard(t, hints, registry.Hint{})
+	if err := r.Beat(t.Context(), registry.Node{NodeRef: n, Internal: "10.0.0.99:8080"}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-r.Lost():
+	default:
+		t.Fatal("nobody is asked to write the routes again")
+	}
+	restore(t, r, []registry.Held{cam})
+	if to := s.Do("HGET", "iottunnel:lease:{"+cam.Label+"}", "http"); to != "10.0.0.99:8080" {
+		t.Errorf("the route leads to %s", to)
+	}
+	heard(t, hints, registry.Hint{Device: "cam", Label: cam.Label})
+	claim(t, r, ask(n, "new", "t1")) // no data was lost
+}
+
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	g := redistest.WithSentinels(t, "sentinel-password")

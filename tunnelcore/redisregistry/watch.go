@@ -133,6 +133,9 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 			delete(w.beaten, ref)
 		}
 	}
+	if again && last.node.Internal != n.Internal {
+		w.signal() // routes still lead to where it was
+	}
 	switch {
 	case !again || !missing || w.lostAt.After(last.sent): // or known to be missing
 	case time.Since(last.sent) < r.nodeTTL*9/10:

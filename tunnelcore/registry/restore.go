@@ -19,8 +19,8 @@ type Held struct {
 // tunnels listens to Lost and calls Restore with all that they hold.
 type Restorer interface {
 	// Lost delivers a value when what is held should be written again: the registry
-	// has lost data, or this node was silent for so long that others may have taken
-	// its devices. Several reasons may come as one value.
+	// has lost data, this node was silent for so long that others may have taken its
+	// devices, or it is to be reached elsewhere. Several reasons may come as one value.
 	Lost() <-chan struct{}
 	// Restore writes again what is held, where it is missing, and returns the
 	// holders that have been replaced or released meanwhile. Until it has succeeded

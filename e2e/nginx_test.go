@@ -807,6 +807,13 @@ func TestNginxAgents(t *testing.T) {
 	if _, resp := dial("/.iottunnel/v1/transfer?node=edge-x&tunnel=1&id=2"); resp.StatusCode != 421 || resp.Header.Get("Iottunnel-Error") != "not_here" {
 		t.Errorf("an unknown node: %v", resp)
 	}
+	health := func() (int, string) {
+		g := fetch(t, n.Client(t), "GET", "localhost", "/.iottunnel/health", nil)
+		return g.status, g.body
+	}
+	if status, body := health(); status != 200 || body != "ok\n" {
+		t.Errorf("health: %d %q", status, body)
+	}
 	// A new node takes transfer sockets at once.
 	e := playNode(t, r, "edge-e")
 	e.Serve(serve(e))
@@ -835,6 +842,9 @@ func TestNginxAgents(t *testing.T) {
 		}
 		return nil
 	})
+	if status, body := health(); status != 503 || body != "no node\n" {
+		t.Errorf("health without a node: %d %q", status, body)
+	}
 }
 
 // TestNginxStreams: bodies, events and WebSockets go through as they come, and

@@ -19,7 +19,7 @@ local _M = {}
 local DICTIONARIES = { routes = "iottunnel_routes", unknown = "iottunnel_unknown",
     state = "iottunnel_state" }
 
-local ROOT = "/.iottunnel/"
+local ROOT, HEALTH = "/.iottunnel/", "/.iottunnel/health"
 
 -- How many visitors of one worker may wait for a device to come back, and how
 -- often they look, in seconds.
@@ -220,11 +220,25 @@ local function transfer()
 end
 
 
+-- health tells load balancers in front whether there is a node to pass anything to.
+local function health()
+    local node = nodes.for_agent()
+    ngx.status = node and ngx.HTTP_OK or ngx.HTTP_SERVICE_UNAVAILABLE
+    ngx.header["Content-Type"] = "text/plain; charset=utf-8"
+    ngx.header["Cache-Control"] = "no-store"
+    ngx.print(node and "ok\n" or "no node\n")
+    return ngx.exit(ngx.HTTP_OK) -- the status has been sent
+end
+
+
 -- agent passes an agent on. Only what is written exactly as agents write it
 -- gets past: no other spelling can become another path at a node.
 local function agent()
     ngx.ctx.iottunnel = { agent = true }
     local path = ngx.var.request_uri:match("^[^?#]*")
+    if path == HEALTH then
+        return health()
+    end
     if not path:find("^/%.iottunnel/v1/[a-z_]+$") then
         ngx.header["Iottunnel-Versions"] = "v1"
         return answers.send({ code = "upgrade_required",

@@ -38,6 +38,7 @@ type node struct {
 	hub    *tunnelcore.Hub
 	server *httptest.Server
 	id     string
+	bind   string       // address of public ports
 	ended  atomic.Int64 // tunnels
 	log    lockedLog
 }
@@ -95,7 +96,7 @@ func (f *fleet) open(logger *slog.Logger) *redisregistry.Registry {
 
 func (f *fleet) startNode(id, bind string, lease time.Duration, first uint16) {
 	f.Helper()
-	n := &node{id: id}
+	n := &node{id: id, bind: bind}
 	logger := slog.New(slog.NewTextHandler(&n.log, nil))
 	s := tunnelcore.Defaults()
 	s.Domain, s.Scheme, s.Lease, s.Wait, s.Logger = "devices.test", "http", lease, -1, logger
@@ -217,7 +218,25 @@ func (f *fleet) serves() {
 	}
 }
 
-// for a while devices are served, and no second agent of one is let in.
+// everywhere fails unless each device is served by every node, by name and by port.
+func (f *fleet) everywhere() {
+	f.Helper()
+	for _, d := range f.devices {
+		_, port, err := net.SplitHostPort(d.public)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for _, n := range f.nodes {
+			redistest.Eventually(f, d.id+" is served by "+n.id, func() bool {
+				c, err := n.hub.Dial(f.Context(), d.id, 80, netip.MustParseAddrPort("203.0.113.7:1234"))
+				return echoes(c, err) == nil && echoes(net.DialTimeout("tcp", net.JoinHostPort(n.bind, port), 5*time.Second)) == nil
+			})
+		}
+	}
+}
+
+// during watches for a while that devices are served, and no second agent of one is
+// let in.
 func (f *fleet) during(d time.Duration) {
 	f.Helper()
 	end := time.NewTimer(d)
@@ -377,7 +396,7 @@ func TestHubsOnFaultyRedis(t *testing.T) {
 // suffer has a fault begin, last and end.
 func (f *fleet) suffer(begin func() (end func()), lasts time.Duration) {
 	f.Helper()
-	f.serves()
+	f.everywhere()
 	if err := f.written(); err != nil {
 		f.Fatal(err)
 	}
@@ -389,7 +408,7 @@ func (f *fleet) suffer(begin func() (end func()), lasts time.Duration) {
 	f.startDevice("new-1", f.nodes[0])
 	f.startDevice("new-2", f.nodes[1])
 	f.again()
-	f.serves()
+	f.everywhere()
 	f.kept()
 }
 

@@ -318,6 +318,9 @@ func TestNginxHost(t *testing.T) {
 		if strings.Contains(s, "localhost "+path) {
 			t.Errorf("%s reaches a node: %q", path, s)
 		}
+		if s := say("GET http://localhost" + path + " HTTP/1.1\r\nHost: lamp.devices.test\r\nConnection: close\r\n\r\n"); strings.Contains(s, "lamp.devices.test") {
+			t.Errorf("%s beside the devices' server: %q", path, s)
+		}
 		if strings.HasPrefix(path, "/.iottunnel/v2") && (!strings.HasPrefix(s, "HTTP/1.1 426") || !strings.Contains(s, "Iottunnel-Versions: v1")) {
 			t.Errorf("%s: %q", path, s)
 		}

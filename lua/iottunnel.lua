@@ -261,23 +261,40 @@ local function agent()
 end
 
 
--- access decides what becomes of a request: server.conf and agents.conf call it
--- in access_by_lua, after nginx's own access rules.
-function _M.access()
+-- arrive begins with a request, and returns what its Host names.
+local function arrive()
     ready()
     if config.before then
         config.before()
     end
     local host = requested_host()
-    local h = read_host(host)
-    if h.device then
-        return visitor(h.label)
+    return read_host(host), names.under(host, config.domain)
+end
+
+
+-- access decides what becomes of a request in the server of the devices: server.conf
+-- calls it in access_by_lua, after nginx's own access rules. Agents are served
+-- there under other names.
+function _M.access()
+    local host, under = arrive()
+    if host.device then
+        return visitor(host.label)
     end
-    if not names.under(host, config.domain)
-        and ngx.var.request_uri:sub(1, #ROOT) == ROOT then
+    if not under and ngx.var.request_uri:sub(1, #ROOT) == ROOT then
         return agent()
     end
     return answer { code = "unknown_device" }
+end
+
+
+-- agents is access for agents.conf: visitors are not served there, since what guards
+-- devices stands in their own server.
+function _M.agents()
+    local _, under = arrive()
+    if under then
+        return answer { code = "unknown_device" }
+    end
+    return agent()
 end
 
 

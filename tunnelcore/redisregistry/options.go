@@ -77,6 +77,9 @@ const (
 	// settleTime is how long after Redis has lost data no new label or port is
 	// handed out, unless all nodes have written again sooner what they hold.
 	settleTime = 15 * time.Second
+	// clusterReload bounds for how long a lost master of a cluster is asked while
+	// its replica has its slots; it costs one command per heartbeat.
+	clusterReload = 2 * time.Second
 )
 
 // quiet drops what go-redis would write to standard error, line after line while
@@ -161,7 +164,11 @@ func connect(o Options) (redis.UniversalClient, error) {
 			return nil, err
 		}
 		u.Addrs = o.Cluster
-		return redis.NewClusterClient(u.Cluster()), nil
+		cluster := u.Cluster()
+		// Who has which slots is read again only after so long, or when a master says
+		// that it has them no more: a dead one says nothing.
+		cluster.ClusterStateReloadInterval = clusterReload
+		return redis.NewClusterClient(cluster), nil
 	}
 }
 

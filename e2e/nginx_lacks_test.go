@@ -15,11 +15,11 @@ func init() {
 		"TestHTTP2Cleartext":     "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does",
 		"TestPlaintext":          "is about plain connections of agents to the edge",
 		"TestProxyProtocol":      "its public ports see nginx as the visitor",
+		"TestStreamsPerAddress":  "its public ports see nginx as the visitor",
 		"TestWhoMayConnect":      "its public ports see nginx as the visitor",
 		"TestReloadSettings":     "its limits are those of each of its nodes",
 		"TestReloadClosesPorts":  "nginx has the public ports, and closes none",
 		"TestNewAddress":         "what was open ends a minute after the device is back, and not half a minute: nginx sends on into nowhere",
-		"TestStalledStreams":     "nginx keeps the connections that so many visitors have had for a minute",
 	} {
 		if notOn[name] == nil {
 			notOn[name] = make(map[string]string)

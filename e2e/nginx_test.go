@@ -1050,8 +1050,11 @@ func TestNginxExample(t *testing.T) {
 		}
 		return nil
 	})
-	access, err := os.ReadFile(filepath.Join(dir, "access.log"))
-	if err != nil || !strings.Contains(string(access), "device=lamp-1 node=edge-a error=-") {
-		t.Errorf("the access log: %s, %v", access, err)
-	}
+	harness.Eventually(t, 5*time.Second, "the request is logged", func() error {
+		access, err := os.ReadFile(filepath.Join(dir, "access.log"))
+		if err == nil && !strings.Contains(string(access), "device=lamp-1 node=edge-a error=-") {
+			err = errors.New(string(access))
+		}
+		return err
+	})
 }

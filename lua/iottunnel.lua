@@ -25,6 +25,10 @@ local ROOT, HEALTH = "/.iottunnel/", "/.iottunnel/health"
 -- often they look, in seconds.
 local WAITING_MOST, WAIT_STEP = 256, 0.1
 
+-- After how long an agent for whom there is no node is looked after again, in
+-- seconds: when the nodes have been read anew.
+local NODES_AGAIN = 1
+
 -- When to ask again, in seconds; as the edge says it.
 local RETRY_OFFLINE, RETRY_SOON, RETRY_NODES = 10, 1, 3
 
@@ -249,6 +253,10 @@ local function agent()
         return transfer()
     end
     local node = nodes.for_agent()
+    if not node then
+        ngx.sleep(NODES_AGAIN) -- they may be starting, like this nginx
+        node = nodes.for_agent()
+    end
     if not node then
         return answers.send({ code = "unavailable", retry_after = RETRY_NODES,
             message = "no node is there to take agents" }, false)

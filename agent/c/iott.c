@@ -16,8 +16,10 @@ enum {
 	SLOW_SPAN = 600000,
 	RETRY_MOST = 600000,
 	LATE_TIME = 2000, /* how long an open waits for a stream that is about to end */
+	GOODBYE_TIME = 2000, /* for the answer to our close frame (5.3) */
 	HALF_TIME = 300000, /* without a byte in a stream half of which has ended (6.8) */
-	TICK = 1000       /* the longest pause between two looks at streams */
+	TICK = 1000,      /* the longest pause between two looks at streams */
+	SOON = 20         /* where something waits for the program */
 };
 
 enum {
@@ -26,6 +28,9 @@ enum {
 	TX_RESERVE = 192,  /* room in tx that data leaves to pongs, refusals and ends */
 	RX_CONTROL = 256, RX_STREAM = 512,
 	TX_MIN = 512,
+	KEY_LEN = 16,      /* of a handshake */
+	TRANSFER_MOST = 512, SECRET_MOST = 128, /* 8.1 */
+	REASON_MOST = 100, /* of refused */
 	ROUNDS = 8,        /* reads of one socket per poll */
 	BREACHES = 8       /* violations until the tunnel is closed (10.9) */
 };
@@ -37,10 +42,13 @@ enum { DATA = 1, FIN, RESET, MOVE, CREDIT };
 enum { OP_CONT = 0, OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, OP_PONG = 10 };
 
 /* Close codes (5.5). */
-enum { NORMAL = 1000, BROKEN = 1002, TOO_BIG = 1009, REPLACED = 4001, PROTOCOL = 4100 };
+enum { NORMAL = 1000, BROKEN = 1002, NO_CODE = 1005 /* of a frame without one */, TOO_BIG = 1009, REPLACED = 4001, PROTOCOL = 4100 };
 
 /* States of a socket. */
 enum { S_NONE, S_DIAL, S_ASK, S_OPEN };
+
+/* What a draining client does: nothing yet, wait for drain_at, come back. */
+enum { STAY, DRAIN, LEAVE };
 
 /* What a socket has to send besides data: bits of `pending`. */
 enum { P_PONG = 1, P_CLOSE = 2 };
@@ -81,6 +89,8 @@ static uint32_t random_below(struct iott *c, uint32_t n) {
 	c->cfg->net->random(c->cfg->net->ctx, &r, sizeof r);
 	return n ? r % n : 0;
 }
+
+static int is_digit(char ch) { return ch >= '0' && ch <= '9'; }
 
 static uint32_t get32(const uint8_t *p) {
 	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -132,12 +142,12 @@ static void base64(char *out, const uint8_t *p, size_t n) {
 
 /* accept_of is what the edge has to answer to a key (RFC 6455 §4.2.2): out has room
  * for 29 bytes. */
-static void accept_of(char *out, const uint8_t key[16]) {
+static void accept_of(char *out, const uint8_t *key) {
 	uint32_t h[5] = {0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0};
 	uint8_t block[64], sum[20];
 	unsigned i;
 	char text[25];
-	base64(text, key, 16);
+	base64(text, key, KEY_LEN);
 	memcpy(block, text, 24);
 	memcpy(block + 24, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11", 36);
 	memset(block + 60, 0, 4);
@@ -152,8 +162,6 @@ static void accept_of(char *out, const uint8_t key[16]) {
 }
 
 /* ---- What is sent ---- */
-
-static int plain(const struct iott *c) { return !c->tls; }
 
 /* frame puts one whole WebSocket frame of two pieces behind what waits in tx; 0 if there
  * is no room for it. */
@@ -210,7 +218,7 @@ static void dial(struct iott *c, struct iott_socket *k) {
 	k->sock = c->cfg->net->open(c->cfg->net->ctx, c->host, c->port, c->tls);
 	if (k->sock < 0)
 		k->sock = -1;
-	c->cfg->net->random(c->cfg->net->ctx, k->key, sizeof k->key);
+	c->cfg->net->random(c->cfg->net->ctx, k->pong, KEY_LEN); /* until a ping can come, its room is the key's */
 }
 
 static char *decimal(char *out, uint32_t n) {
@@ -290,7 +298,7 @@ static const char *part(struct iott *c, const struct iott_socket *k, unsigned i,
 		decimal(scratch + 1, c->port);
 		return scratch;
 	case 3: return "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ";
-	case 4: base64(scratch, k->key, 16); return scratch;
+	case 4: base64(scratch, k->pong, KEY_LEN); return scratch;
 	case 5: return "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: iottunnel.v1";
 	case 6: return s != NULL || cfg->token != NULL ? "\r\nAuthorization: Bearer " : "";
 	case 7: return s != NULL ? c->secret : cfg->token != NULL ? cfg->token : "";
@@ -360,20 +368,49 @@ static void release(struct iott *c, struct iott_stream *s) {
 	s->pending = 0;
 }
 
-/* break_off ends a stream that cannot go on. */
-static void break_off(struct iott *c, struct iott_stream *s) {
-	give_up(c, s);
-	if (s->socket != NULL) {
-		hang_up(c, s->socket, 1);
-		if (!(s->pending & W_REFUSED))
-			release(c, s);
-	} else if (!(s->pending & W_REFUSED)) {
-		s->pending = W_RESET;
-	}
+/* say_refused sends a refusal (6.4); 0 if that has to wait. */
+static int say_refused(struct iott *c, uint32_t number, const char *reason) {
+	char text[REASON_MOST + 64], *p = text;
+	unsigned i;
+	if (c->control.state != S_OPEN || c->control.send_code != 0)
+		return 0;
+	memcpy(p, "{\"type\":\"refused\",\"stream\":", 27);
+	p = decimal(p + 27, number);
+	memcpy(p, ",\"reason\":\"", 11);
+	p += 11;
+	for (i = 0; i < REASON_MOST && reason[i]; i++) /* what would need an escape has no place in it */
+		*p++ = reason[i] < 0x20 || reason[i] > 0x7e || reason[i] == '"' || reason[i] == '\\' ? '?' : reason[i];
+	memcpy(p, "\"}", 2);
+	return frame(c, &c->control, OP_TEXT, text, (size_t)(p + 2 - text), NULL, 0);
 }
 
-/* settle ends a stream both directions of which have ended. */
+/* break_off ends a stream that cannot go on: the edge hears of it by a refusal, a reset, or
+ * the end of the transfer socket. */
+static void break_off(struct iott *c, struct iott_stream *s) {
+	struct iott_socket *k = s->socket;
+	int told = k != NULL;
+	give_up(c, s);
+	if (k != NULL && k->state != S_OPEN && s->number != 0) { /* nothing else would tell the edge */
+		s->pending = W_REFUSED;
+		if (s->reason == NULL)
+			s->reason = "no transfer socket";
+	}
+	if (s->pending & W_REFUSED) {
+		told = say_refused(c, s->number, s->reason);
+		if (told)
+			flush(c, &c->control); /* before the abort (6.4); what fails shows with the next poll */
+	}
+	if (k != NULL)
+		hang_up(c, k, 1);
+	if (told)
+		release(c, s);
+	else if (!(s->pending & W_REFUSED))
+		s->pending = W_RESET;
+}
+
+/* settle follows the end of a direction: a stream ends when both have. */
 static void settle(struct iott *c, struct iott_stream *s) {
+	s->since = c->now; /* the end of a direction counts as a byte (6.8) */
 	if (s->in != D_ENDED || s->out != D_ENDED || s->state == T_FREE)
 		return;
 	if (s->state == T_LIVE) {
@@ -398,6 +435,8 @@ static void offer(struct iott *c, struct iott_stream *s) {
 			n = run;
 		s->hold_at = (s->hold_at + (uint32_t)n) % c->window;
 		s->hold_len -= (uint32_t)n;
+		if (n > 0)
+			s->since = c->now;
 		if (s->in == D_OPEN)
 			s->freed += (uint32_t)n;
 		if (n < run)
@@ -410,45 +449,28 @@ static void offer(struct iott *c, struct iott_stream *s) {
 	}
 }
 
-/* begin makes a stream of an open. */
-static void begin(struct iott *c, uint32_t number, uint16_t port, const char *id, const char *from, uint32_t early) {
-	struct iott_stream *s = NULL;
-	struct iott_socket *socket;
-	uint8_t *hold;
+/* begin makes a stream s of an open. */
+static void begin(struct iott *c, struct iott_stream *s, uint32_t number, uint16_t port, const char *id, const char *from, uint32_t early) {
+	struct iott_socket *socket = s->socket;
+	uint8_t *hold = s->hold;
 	unsigned i;
-	for (i = 0; i < c->cfg->streams && s == NULL; i++)
-		if (c->streams[i].state == T_FREE)
-			s = &c->streams[i];
-	if (s == NULL) { /* one that the edge takes for over is about to be */
-		if (c->late_stream == 0) {
-			c->late_stream = number, c->late_port = port, c->late_since = c->now, c->late_early = early;
-			strcpy(c->late_id, id);
-			strcpy(c->late_from, from);
-		}
-		return;
-	}
-	socket = s->socket, hold = s->hold;
 	memset(s, 0, sizeof *s);
 	s->socket = socket, s->hold = hold;
 	s->state = T_LIVE;
-	s->number = number, s->port = port, s->credit = early, s->since = c->now;
+	s->number = number, s->credit = s->window = early, s->since = c->now;
 	strcpy(s->id, id);
 	for (i = 0; i < c->cfg->nports && c->cfg->ports[i].number != port; i++)
 		;
 	if (i == c->cfg->nports) {
-		s->state = T_GONE;
+		s->state = T_GONE; /* the program has not heard of it */
 		s->pending = W_REFUSED;
 		s->reason = "no such port";
-		return;
-	}
-	if (c->cfg->on_open(c->cfg->user, index_of(c, s), port, from) != 0) {
-		if (s->state == T_LIVE)
-			iott_refuse(c, index_of(c, s), "not served");
-		s->state = T_GONE;
-		return;
-	}
-	if (s->state == T_LIVE && s->socket != NULL)
+		break_off(c, s);
+	} else if (c->cfg->on_open(c->cfg->user, index_of(c, s), port, from) != 0) {
+		iott_refuse(c, index_of(c, s), "not served");
+	} else if (s->state == T_LIVE && s->socket != NULL) {
 		dial(c, s->socket);
+	}
 }
 
 /* violated counts what 10.9 and 12.3 forbid; the stream goes. */
@@ -477,7 +499,7 @@ static int take_frame(struct iott *c, const uint8_t *p, size_t n, int last) {
 			return PROTOCOL;
 		if (s == NULL || n == 0)
 			return 0;
-		if (s->in != D_OPEN || n > c->window - s->hold_len - s->freed)
+		if (s->in != D_OPEN || n > s->window - s->hold_len - s->freed)
 			return violated(c, s);
 		if (s->state != T_LIVE)
 			return 0;
@@ -546,15 +568,15 @@ static void text_key(struct iott_text *t) {
 
 /* text_char takes one character of a string's content, decoded. */
 static void text_char(struct iott_text *t, unsigned code) {
-	char ch = code < 0x80 ? (char)code : '?'; /* all that counts is ASCII */
+	char ch = code > 0 && code < 0x7f ? (char)code : 0x7f; /* what is not ASCII is not allowed where it counts */
 	if (t->state == J_IN_KEY) {
 		if (t->key_len < sizeof t->key)
 			t->key[t->key_len++] = ch;
 	} else if (t->field < FIELDS) {
-		if (code == 0 || t->used + 1u >= sizeof t->pool)
-			t->kinds[t->field] = K_BAD;
-		else
+		if (t->used < sizeof t->pool - 1)
 			t->pool[t->used++] = ch;
+		else
+			t->kinds[t->field] = K_BAD;
 	}
 }
 
@@ -570,8 +592,10 @@ static void text_string(struct iott_text *t, uint8_t ch) {
 			t->state = J_COLON;
 			text_key(t);
 		} else {
-			if (t->field < FIELDS)
+			if (t->field < FIELDS && t->used < sizeof t->pool)
 				t->pool[t->used++] = 0;
+			else if (t->field < FIELDS)
+				t->kinds[t->field] = K_BAD; /* no room for its end */
 			t->state = J_NEXT;
 		}
 	} else if (t->escape == 1) {
@@ -600,10 +624,8 @@ static void text_string(struct iott_text *t, uint8_t ch) {
 
 static void text_number(struct iott_text *t) {
 	if (t->field < FIELDS && t->kinds[t->field] != K_BAD) {
-		t->kinds[t->field] = K_NUMBER;
-		if (t->number > UINT32_MAX && t->field != F_LEASE)
-			t->kinds[t->field] = K_BAD;
-		t->numbers[t->field] = t->number > UINT32_MAX ? UINT32_MAX : (uint32_t)t->number;
+		t->kinds[t->field] = t->large && t->field != F_LEASE ? K_BAD : K_NUMBER;
+		t->values[t->field] = t->number;
 	}
 	t->state = J_NEXT;
 }
@@ -614,11 +636,11 @@ static void text_value(struct iott_text *t, uint8_t ch) {
 		t->state = J_IN_STRING;
 		if (t->field < FIELDS) {
 			t->kinds[t->field] = K_STRING;
-			t->at[t->field] = t->used;
+			t->values[t->field] = t->used;
 		}
 	} else if ((ch >= '0' && ch <= '9') || ch == '-') {
 		t->state = J_IN_NUMBER;
-		t->number = 0;
+		t->number = t->large = 0;
 		t->kind = 0; /* digits of the integer part; 0x80: not an integer of this document */
 		if (ch == '-')
 			t->kind = 0x80;
@@ -650,7 +672,9 @@ static void text_byte(struct iott_text *t, uint8_t ch) {
 				t->state = J_BAD; /* a leading zero */
 				return;
 			}
-			if (t->number < (uint64_t)1 << 58)
+			if (t->number > (UINT32_MAX - (ch - '0' + 0u)) / 10)
+				t->large = 1;
+			else
 				t->number = t->number * 10 + (ch - '0');
 			if ((t->kind & 0x7f) < 0x7f)
 				t->kind++;
@@ -706,7 +730,7 @@ static const char *str(const struct iott_text *t, int field, size_t most) {
 		return "";
 	if (t->kinds[field] != K_STRING)
 		return NULL;
-	s = t->pool + t->at[field];
+	s = t->pool + t->values[field];
 	for (p = s; *p; p++)
 		if (*p < 0x21 || *p > 0x7e)
 			return NULL;
@@ -718,7 +742,7 @@ static const char *str(const struct iott_text *t, int field, size_t most) {
 static int number(const struct iott_text *t, int field, uint32_t from, uint32_t to, uint32_t *n) {
 	*n = 0;
 	if (t->kinds[field] == K_NUMBER)
-		*n = t->numbers[field];
+		*n = t->values[field];
 	else if (t->kinds[field] != K_NONE)
 		return 0;
 	return *n >= from && *n <= to;
@@ -746,7 +770,7 @@ static int has_cap(const char *list, const char *cap) {
 static int take_ready(struct iott *c) {
 	const struct iott_text *t = &c->text;
 	const char *tunnel = str(t, F_TUNNEL, 32), *caps = str(t, F_CAPS, sizeof t->pool), *label = str(t, F_LABEL, 63);
-	const char *hostname = str(t, F_HOSTNAME, 253), *transfer = str(t, F_TRANSFER, 512), *secret = str(t, F_SECRET, 128);
+	const char *hostname = str(t, F_HOSTNAME, 253), *transfer = str(t, F_TRANSFER, TRANSFER_MOST), *secret = str(t, F_SECRET, SECRET_MOST);
 	uint32_t heartbeat, streams, most, early = 0, total = 0, lease;
 	struct iott_ready r;
 	int with_early;
@@ -761,8 +785,10 @@ static int take_ready(struct iott *c) {
 		return PROTOCOL;
 	if (c->cfg->profile == IOTT_INLINE && !(with_early && has_cap(caps, "inline")))
 		return -1; /* an edge that cannot do it */
-	strcpy(c->transfer, transfer);
-	strcpy(c->secret, secret);
+	if (c->transfer != NULL) { /* in the profile basic */
+		strcpy(c->transfer, transfer);
+		strcpy(c->secret, secret);
+	}
 	c->heartbeat_ms = heartbeat * 1000;
 	r.label = label, r.hostname = hostname, r.heartbeat_s = heartbeat, r.streams = streams;
 	if (!c->greeted)
@@ -786,6 +812,7 @@ static int take_port(struct iott *c) {
 
 static int take_open(struct iott *c) {
 	const struct iott_text *t = &c->text;
+	struct iott_stream *s;
 	const char *id = str(t, F_ID, 32), *from = str(t, F_FROM, 64);
 	uint32_t stream, port, early;
 	int inl = c->cfg->profile == IOTT_INLINE;
@@ -794,7 +821,18 @@ static int take_open(struct iott *c) {
 		return PROTOCOL;
 	if (!c->greeted)
 		return PROTOCOL;
-	begin(c, stream, (uint16_t)port, id, from, early);
+	for (s = c->streams; s < c->streams + c->cfg->streams; s++)
+		if (s->state == T_FREE) {
+			c->late = 0;
+			begin(c, s, stream, (uint16_t)port, id, from, early);
+			return 0;
+		}
+	/* One that the edge takes for over is about to be. Nothing more is read from the control
+	 * socket meanwhile, so that the message stays where it is. */
+	if (!c->late)
+		c->late = 1, c->late_since = c->now;
+	else if (since(c->now, c->late_since) > LATE_TIME && say_refused(c, stream, "no room for another stream"))
+		c->late = 0;
 	return 0;
 }
 
@@ -806,7 +844,7 @@ static int take_message(struct iott *c) {
 	uint32_t within;
 	if (t->state != J_DONE || t->kinds[F_TYPE] != K_STRING)
 		return PROTOCOL;
-	type = t->pool + t->at[F_TYPE];
+	type = t->pool + t->values[F_TYPE];
 	if (*type == 0 || (strcmp(type, "ready") != 0 && t->len > 512))
 		return PROTOCOL;
 	if (strcmp(type, "ready") == 0)
@@ -818,8 +856,8 @@ static int take_message(struct iott *c) {
 	if (strcmp(type, "drain") == 0) {
 		if (!number(t, F_WITHIN, 0, 86400, &within))
 			return PROTOCOL;
-		if (!c->draining) {
-			c->draining = 1;
+		if (c->draining == STAY) {
+			c->draining = DRAIN;
 			c->drain_at = c->now + random_below(c, within * 1000 + 1);
 		}
 	}
@@ -842,6 +880,8 @@ static long message_piece(struct iott *c, struct iott_socket *k, const uint8_t *
 	struct iott_stream *s;
 	size_t i, taken;
 	int bad;
+	if (k->send_code != 0) /* goodbye is said: what comes does not count (6.6) */
+		return (long)n;
 	if (k == &c->control) {
 		if (k->message == OP_TEXT) {
 			for (i = 0; i < n; i++)
@@ -860,8 +900,7 @@ static long message_piece(struct iott *c, struct iott_socket *k, const uint8_t *
 		return -PROTOCOL;
 	if (s->state != T_LIVE)
 		return (long)n;
-	s->since = c->now;
-	if (n == 0 && last && k->fin == 2) { /* the whole message was empty (6.5) */
+	if (n == 0 && last && k->empty) { /* the whole message (6.5) */
 		s->in = D_ENDED;
 		c->cfg->on_end(c->cfg->user, index_of(c, s));
 		settle(c, s);
@@ -870,6 +909,8 @@ static long message_piece(struct iott *c, struct iott_socket *k, const uint8_t *
 	if (n == 0)
 		return 0;
 	taken = c->cfg->on_data(c->cfg->user, index_of(c, s), p, n);
+	if (taken > 0)
+		s->since = c->now;
 	return (long)(taken < n ? taken : n);
 }
 
@@ -886,7 +927,12 @@ static int control_frame(struct iott_socket *k) {
 	k->got_close = 1;
 	if (k->side_len == 1)
 		return BROKEN;
-	k->close_code = k->side_len ? (uint16_t)(k->side[0] << 8 | k->side[1]) : 1005;
+	k->close_code = k->side_len ? (uint16_t)(k->side[0] << 8 | k->side[1]) : NO_CODE;
+	if (k->side_len && (k->close_code < NORMAL || (k->close_code >= 1004 && k->close_code <= 1006) ||
+	                    (k->close_code >= 1015 && k->close_code < 3000) || k->close_code >= 5000)) { /* RFC 6455 §7.4 */
+		k->close_code = 0;
+		return BROKEN;
+	}
 	return 0;
 }
 
@@ -894,7 +940,7 @@ static int control_frame(struct iott_socket *k) {
  * were, or minus the code to close with. */
 static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size_t n) {
 	size_t at = 0;
-	while (!k->got_close && k->state == S_OPEN) {
+	while (!k->got_close && k->state == S_OPEN && !(c->late && k == &c->control)) {
 		size_t want, run;
 		if (!k->reading) {
 			uint8_t op;
@@ -910,8 +956,10 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 			k->left = want == 2 ? k->head[1] & 127u : want == 4 ? (uint32_t)(k->head[2] << 8 | k->head[3]) : get32(k->head + 6);
 			if (k->head[0] & 0x70 || k->head[1] & 0x80 || (op > OP_BINARY && op < OP_CLOSE) || op > OP_PONG)
 				return -BROKEN;
-			if (want == 10 && (get32(k->head + 2) != 0 || k->left > 1048576))
+			if (want == 10 && !(k->head[2] & 0x80) && (get32(k->head + 2) != 0 || k->left > 1048576))
 				return -TOO_BIG;
+			if (k->left < (want == 4 ? 126u : want == 10 ? 65536u : 0u) || (want == 10 && k->head[2] & 0x80))
+				return -BROKEN; /* a length in more bytes than it takes (RFC 6455 §5.2) */
 			if (op >= OP_CLOSE && (!(k->head[0] & 0x80) || k->left > 125))
 				return -BROKEN;
 			if (op < OP_CLOSE && (op == OP_CONT) != (k->message != 0))
@@ -922,7 +970,7 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 			k->side_len = 0;
 			if (op == OP_TEXT || op == OP_BINARY) {
 				k->message = op;
-				k->fin = 2; /* nothing of the message has come */
+				k->empty = 1;
 				if (k == &c->control) {
 					text_begin(&c->text);
 					c->frame_len = 0, c->frame_size = 0;
@@ -946,7 +994,7 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 			if (took < 0)
 				return took;
 			if (took > 0)
-				k->fin = 0;
+				k->empty = 0;
 			at += (size_t)took, k->left -= (uint32_t)took;
 			if (k->left > 0)
 				return (long)at;
@@ -1002,14 +1050,14 @@ static void header(struct iott_socket *k, char *line) {
 	} else if (same(line, n, "connection")) {
 		k->seen |= has_token(value, "upgrade") ? H_CONNECTION : 0;
 	} else if (same(line, n, "sec-websocket-accept")) {
-		accept_of(accept, k->key);
+		accept_of(accept, k->pong);
 		k->seen |= strcmp(value, accept) == 0 ? H_ACCEPT : H_WRONG;
 	} else if (same(line, n, "sec-websocket-protocol")) {
 		k->seen |= strcmp(value, "iottunnel.v1") == 0 ? H_PROTOCOL : H_WRONG;
 	} else if (same(line, n, "sec-websocket-extensions")) {
 		k->seen |= H_WRONG;
 	} else if (same(line, n, "retry-after")) {
-		for (k->retry_s = 0; *value >= '0' && *value <= '9' && k->retry_s < 100000; value++)
+		for (k->retry_s = 0; is_digit(*value) && k->retry_s < 100000; value++)
 			k->retry_s = k->retry_s * 10 + (uint32_t)(*value - '0');
 	}
 }
@@ -1029,11 +1077,14 @@ static size_t answer(struct iott_socket *k, const uint8_t *p, size_t n) {
 		}
 		line[k->side_len] = 0;
 		if (k->status == 0) {
-			if (k->side_len < 12 || memcmp(line, "HTTP/1.", 7) != 0) {
+			if (k->side_len < 12 || memcmp(line, "HTTP/1.", 7) != 0 || line[8] != ' ' || !is_digit(line[9]) || !is_digit(line[10]) ||
+			    !is_digit(line[11])) {
 				k->seen |= H_END | H_WRONG;
 				return at;
 			}
 			k->status = (uint16_t)((line[9] - '0') * 100 + (line[10] - '0') * 10 + (line[11] - '0'));
+		} else if (k->side_len == 0 && k->status < 200 && k->status != 101) {
+			k->status = k->seen = 0; /* of an answer before the answer (RFC 9110 §15.2) */
 		} else if (k->side_len == 0) {
 			k->seen |= H_END;
 		} else {
@@ -1050,17 +1101,20 @@ static int receive(struct iott *c, struct iott_socket *k) {
 	unsigned rounds;
 	for (rounds = 0; rounds < ROUNDS && k->state != S_NONE; rounds++) {
 		long n = 0, used = 0;
-		if (k->rx_len < k->rx_cap && !k->got_close) {
+		if (k->rx_len < k->rx_cap && !k->got_close && !k->eof) {
 			n = c->cfg->net->recv(c->cfg->net->ctx, k->sock, k->rx + k->rx_len, k->rx_cap - k->rx_len);
 			if (n > 0) {
 				k->rx_len += (uint32_t)n;
 				k->heard = c->now;
+			} else if (n == IOTT_EOF) {
+				k->eof = 1;
+				n = 0;
 			}
 		}
 		if (k->state == S_ASK && k->rx_len > 0) {
 			used = (long)answer(k, k->rx, k->rx_len);
 			if (k->seen & H_END) {
-				if (k->status != 101 || (k->seen & (31)) != (H_UPGRADE | H_CONNECTION | H_ACCEPT | H_PROTOCOL))
+				if (k->status != 101 || (k->seen & (H_END - 1)) != (H_UPGRADE | H_CONNECTION | H_ACCEPT | H_PROTOCOL))
 					return IOTT_FAILED;
 				k->state = S_OPEN;
 				k->since = c->now;
@@ -1077,6 +1131,8 @@ static int receive(struct iott *c, struct iott_socket *k) {
 		memmove(k->rx, k->rx + used, k->rx_len);
 		if (n < 0)
 			return (int)n;
+		if (k->eof && (k->rx_len == 0 || k->got_close)) /* what came before the end comes first */
+			return IOTT_EOF;
 		if (n == 0 && used == 0)
 			return 0;
 	}
@@ -1125,6 +1181,11 @@ static int close_frame(struct iott *c, struct iott_socket *k) {
 	return k->sent_close;
 }
 
+/* overdue says that a handshake has taken too long. */
+static int overdue(const struct iott *c, const struct iott_socket *k) {
+	return k->state < S_OPEN && since(c->now, k->since) > (k->state == S_DIAL ? DIAL_TIME : ANSWER_TIME);
+}
+
 /* ---- A transfer socket (6) ---- */
 
 static void poll_transfer(struct iott *c, struct iott_stream *s) {
@@ -1143,19 +1204,16 @@ static void poll_transfer(struct iott *c, struct iott_stream *s) {
 		say_goodbye(k, bad);
 		close_frame(c, k);
 		flush(c, k);
+		hang_up(c, k, 0); /* a reset would overtake the close frame */
+		s->number = 0;
 		break_off(c, s);
 		return;
 	}
 	if (bad < 0 || (k->got_close && !ended)) {
-		if (ended) {
+		if (ended)
 			release(c, s);
-			return;
-		}
-		if (k->state <= S_ASK && s->state == T_LIVE && s->pending == 0) { /* never joined */
-			s->pending = W_REFUSED;
-			s->reason = "no transfer socket";
-		}
-		break_off(c, s);
+		else
+			break_off(c, s);
 		return;
 	}
 	if (k->state == S_OPEN && s->out == D_ENDING && frame(c, k, OP_BINARY, NULL, 0, NULL, 0)) {
@@ -1166,13 +1224,11 @@ static void poll_transfer(struct iott *c, struct iott_stream *s) {
 		release(c, s);
 		return;
 	}
-	if (flush(c, k) < 0 && !ended) {
+	if (push(c, k) < 0 && !ended) {
 		break_off(c, s);
 		return;
 	}
-	if ((k->state == S_DIAL && since(c->now, k->since) > DIAL_TIME) || (k->state == S_ASK && since(c->now, k->since) > ANSWER_TIME)) {
-		s->pending = s->state == T_LIVE ? W_REFUSED : s->pending;
-		s->reason = "no transfer socket in time";
+	if (overdue(c, k)) {
 		break_off(c, s);
 	} else if (s->in == D_ENDED && s->out == D_ENDED) {
 		if (since(c->now, k->since) > GRACE_TIME)
@@ -1195,22 +1251,10 @@ static void speak(struct iott *c) {
 		if (s->state == T_FREE)
 			continue;
 		if (s->pending & W_REFUSED) {
-			char text[192], *p = text;
-			memcpy(p, "{\"type\":\"refused\",\"stream\":", 27);
-			p = decimal(p + 27, s->number);
-			memcpy(p, ",\"reason\":\"", 11);
-			p += 11;
-			strncpy(p, s->reason, 100);
-			p[100] = 0;
-			p += strlen(p);
-			memcpy(p, "\"}", 2);
-			if (!frame(c, k, OP_TEXT, text, (size_t)(p + 2 - text), NULL, 0))
+			if (!say_refused(c, s->number, s->reason))
 				return;
-			s->pending = 0;
-			if (s->socket == NULL || s->socket->state == S_NONE) {
-				release(c, s);
-				continue;
-			}
+			release(c, s);
+			continue;
 		}
 		if (s->socket != NULL)
 			continue;
@@ -1222,12 +1266,13 @@ static void speak(struct iott *c) {
 			release(c, s);
 			continue;
 		}
-		if (s->in == D_OPEN && s->freed >= (c->window + 1) / 2) {
+		if (s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
 			head[0] = CREDIT;
 			put32(head + 5, s->freed);
 			if (!frame(c, k, OP_BINARY, head, 9, NULL, 0))
 				return;
 			s->freed = 0;
+			s->wrote = 1;
 		}
 		if (s->pending & W_FIN) {
 			head[0] = FIN;
@@ -1241,58 +1286,74 @@ static void speak(struct iott *c) {
 	c->turn = (uint8_t)((c->turn + 1) % c->cfg->streams);
 }
 
+static uint32_t max_backoff(const struct iott_config *cfg) { return cfg->max_backoff_ms ? cfg->max_backoff_ms : 30000; }
+
 static uint32_t backoff(struct iott *c) {
-	uint32_t most = c->cfg->max_backoff_ms ? c->cfg->max_backoff_ms : 30000;
+	uint32_t most = max_backoff(c->cfg);
 	uint32_t bound = c->failures == 0 ? FIRST_RETRY : c->failures > 12 ? most : least(most, 1000u << (c->failures - 1));
 	if (c->failures < 255)
 		c->failures++;
 	return random_below(c, bound + 1);
 }
 
-/* down ends the tunnel, or an attempt, and plans the next one (5.5, 5.6). */
-static void down(struct iott *c, const char *why) {
-	struct iott_socket *k = &c->control;
-	struct iott_end end;
-	uint32_t most = c->cfg->max_backoff_ms ? c->cfg->max_backoff_ms : 30000, pause;
-	unsigned i;
-	end.status = k->seen & H_END && k->status != 101 ? k->status : 0;
-	end.code = k->close_code;
-	hang_up(c, k, 0);
-	if (c->greeted && since(c->now, c->up_at) >= HELD_TIME)
-		c->failures = 0;
-	if (end.status == 401 || end.status == 403 || (end.status >= 300 && end.status < 400) ||
-	    (end.code >= 4000 && end.code < 4100))
-		pause = SLOW_MIN + random_below(c, SLOW_SPAN + 1);
-	else if ((end.status == 429 || end.status == 503) && k->retry_s > 0) {
-		pause = least(k->retry_s, RETRY_MOST / 1000) * 1000;
-		pause += random_below(c, pause / 5 + 1);
-	} else if (end.status != 0 || (end.code >= 4100 && end.code < 4200))
-		pause = random_below(c, most + 1);
-	else if (!c->greeted && ++c->tried < c->cfg->nservers)
-		pause = 0; /* the next server, before any wait (5.7) */
-	else
-		pause = backoff(c);
-	if (c->greeted || pause > 0)
-		c->tried = 0;
-	c->server = (c->server + 1) % c->cfg->nservers;
-	c->state = c->stopping ? C_OVER : C_DOWN;
-	c->retry_at = c->now + pause;
-	c->late_stream = 0;
-	for (i = 0; i < c->cfg->streams; i++) {
-		struct iott_stream *s = &c->streams[i];
+/* drop ends streams with their tunnel: all, or those that cannot go on without it. */
+static void drop(struct iott *c, int all) {
+	struct iott_stream *s;
+	for (s = c->streams; s < c->streams + c->cfg->streams; s++) {
 		if (s->state == T_FREE)
 			continue;
 		s->pending = 0;
 		s->number = 0; /* of no tunnel any more */
-		if (s->socket == NULL || s->socket->state != S_OPEN || end.code == REPLACED || end.code == 4003 || c->stopping) {
-			give_up(c, s); /* 5.3, 10.10 */
-			if (s->socket != NULL)
-				hang_up(c, s->socket, 1);
-			release(c, s);
-		}
+		/* 5.3, 10.10; what both sides have ended is over but for bytes that the program holds up */
+		if (!all && (s->socket != NULL ? s->socket->state == S_OPEN : s->in == D_ENDING && s->out == D_ENDED))
+			continue;
+		give_up(c, s);
+		if (s->socket != NULL)
+			hang_up(c, s->socket, 1);
+		release(c, s);
 	}
+}
+
+/* down ends the tunnel, or an attempt, and plans the next one (5.5, 5.6). */
+static void down(struct iott *c, const char *why) {
+	struct iott_socket *k = &c->control;
+	struct iott_end end;
+	uint32_t most = max_backoff(c->cfg), pause;
+	end.status = k->seen & H_END && k->status != 101 ? k->status : 0;
+	end.code = k->close_code;
+	end.why = c->stopping ? "stopped" : why;
+	hang_up(c, k, 0);
+	if (end.status == 401 || end.status == 403 || (end.status >= 300 && end.status < 400) || (end.code >= 4000 && end.code < 4100)) {
+		pause = SLOW_MIN + random_below(c, SLOW_SPAN + 1);
+	} else if ((end.status == 429 || end.status == 503) && k->retry_s > 0) {
+		pause = least(k->retry_s, RETRY_MOST / 1000) * 1000;
+		pause += random_below(c, pause / 5 + 1);
+	} else if (end.status != 0 || (end.code >= 4100 && end.code < 4200)) {
+		pause = random_below(c, most + 1);
+	} else if (c->draining == LEAVE && c->failures == 0) {
+		pause = 0; /* 5.4 has waited already */
+		c->failures = 1;
+	} else if (!c->greeted && c->untried != 0) {
+		pause = 0;
+	} else {
+		pause = backoff(c);
+	}
+	if (c->greeted)
+		c->untried = 0, c->pause = 0;
+	if (pause > c->pause)
+		c->pause = pause;
+	if (c->untried != 0) { /* the next server, before any wait (5.7) */
+		pause = 0;
+	} else {
+		pause = c->pause;
+		c->pause = 0;
+	}
+	c->state = C_DOWN;
+	c->retry_at = c->now + pause;
+	drop(c, end.code == REPLACED || end.code == 4003 || c->stopping);
+	if (c->stopping)
+		c->state = C_OVER;
 	end.retry_ms = pause;
-	end.why = why;
 	if (c->cfg->on_down != NULL)
 		c->cfg->on_down(c->cfg->user, &end);
 }
@@ -1325,9 +1386,21 @@ static const char *choose(struct iott *c, const char *url) {
 	}
 	if (*p != 0 && strcmp(p, "/") != 0)
 		return "servers: a URL has no path: wss://HOST or wss://HOST:PORT";
-	if (plain(c) && !c->cfg->allow_plaintext && strcmp(c->host, "localhost") != 0 && strncmp(c->host, "127.", 4) != 0)
+	if (!c->tls && !c->cfg->allow_plaintext && strcmp(c->host, "localhost") != 0 &&
+	    (strncmp(c->host, "127.", 4) != 0 || c->host[strspn(c->host, "0123456789.")] != 0)) /* a name may begin so too */
 		return "servers: ws sends the token in clear: use wss, or set allow_plaintext";
 	return NULL;
+}
+
+/* next_server draws one that was not tried in this round (5.7). */
+static unsigned next_server(struct iott *c) {
+	unsigned n = c->cfg->nservers, i;
+	if (c->untried == 0)
+		c->untried = UINT32_MAX >> (32 - n);
+	for (i = random_below(c, n); !(c->untried >> i & 1); i = (i + 1) % n)
+		;
+	c->untried &= ~((uint32_t)1 << i);
+	return i;
 }
 
 static void poll_control(struct iott *c) {
@@ -1336,12 +1409,14 @@ static void poll_control(struct iott *c) {
 	if (c->state == C_DOWN) {
 		if (since(c->now, c->retry_at) < 0)
 			return;
-		choose(c, c->cfg->servers[c->server]);
-		c->greeted = c->draining = c->breaches = 0;
+		choose(c, c->cfg->servers[next_server(c)]);
+		c->greeted = c->draining = c->breaches = c->late = 0;
 		c->state = C_DIAL;
 		dial(c, k);
 	}
 	bad = push(c, k);
+	if (c->late)
+		take_open(c);
 	if (bad == 0 && k->state >= S_ASK)
 		bad = receive(c, k);
 	if (bad > 0) {
@@ -1356,39 +1431,40 @@ static void poll_control(struct iott *c) {
 		return;
 	}
 	if (k->got_close) { /* answered, whatever it was */
-		say_goodbye(k, k->close_code >= 1000 && k->close_code != 1005 ? k->close_code : NORMAL);
+		say_goodbye(k, k->close_code != NO_CODE ? k->close_code : NORMAL);
 		close_frame(c, k);
 		flush(c, k);
 		down(c, "the edge has closed the tunnel");
 		return;
 	}
-	if (k->state == S_OPEN) {
-		c->state = C_UP;
-		if (c->late_stream != 0) {
-			uint32_t number = c->late_stream;
-			c->late_stream = 0;
-			if (since(c->now, c->late_since) < LATE_TIME)
-				begin(c, number, c->late_port, c->late_id, c->late_from, c->late_early);
-		}
-		if (!k->sent_close)
-			speak(c);
-		if ((c->stopping || (c->draining && since(c->now, c->drain_at) >= 0)) && !k->sent_close)
-			say_goodbye(k, NORMAL);
-		if (close_frame(c, k) && k->tx_len == 0) {
-			down(c, c->stopping ? "stopped" : "the edge asked to come back");
-			return;
-		}
-		if (flush(c, k) < 0)
-			down(c, "the connection broke");
-		else if (!c->greeted && since(c->now, k->since) > READY_TIME)
-			down(c, "the edge did not say that the tunnel is up");
-		else if (c->greeted && since(c->now, k->heard) > (int32_t)(2 * c->heartbeat_ms + GRACE_TIME))
-			down(c, "nothing was heard from the edge");
-	} else if ((k->state == S_DIAL && since(c->now, k->since) > DIAL_TIME) || (k->state == S_ASK && since(c->now, k->since) > ANSWER_TIME)) {
-		down(c, "no answer in time");
-	} else if (c->stopping) {
-		down(c, "stopped");
+	if (k->state != S_OPEN) {
+		if (c->stopping || overdue(c, k))
+			down(c, "no answer in time");
+		return;
 	}
+	c->state = C_UP;
+	if (c->greeted && since(c->now, c->up_at) >= HELD_TIME)
+		c->failures = 0, c->up_at = c->now - HELD_TIME; /* so that it stays true when the clock wraps around */
+	if (c->draining == DRAIN && since(c->now, c->drain_at) >= 0) {
+		c->draining = LEAVE; /* without a goodbye, so that visitors wait (5.3) */
+		down(c, "the edge asked to come back");
+		return;
+	}
+	if (c->stopping && k->send_code == 0) {
+		say_goodbye(k, NORMAL);
+		k->since = c->now;
+	}
+	if (!k->sent_close)
+		speak(c);
+	close_frame(c, k);
+	if (push(c, k) < 0)
+		down(c, "the connection broke");
+	else if (k->sent_close && since(c->now, k->since) > GOODBYE_TIME)
+		down(c, "no answer to the goodbye");
+	else if (!c->greeted && since(c->now, k->since) > READY_TIME)
+		down(c, "the edge did not say that the tunnel is up");
+	else if (c->greeted && since(c->now, k->heard) > (int32_t)(2 * c->heartbeat_ms + GRACE_TIME))
+		down(c, "nothing was heard from the edge");
 }
 
 /* ---- What the program calls ---- */
@@ -1403,7 +1479,7 @@ size_t iott_memory(const struct iott_config *cfg) {
 	if (cfg->profile == IOTT_INLINE)
 		n += cfg->streams * window;
 	else
-		n += cfg->streams * (sizeof(struct iott_socket) + RX_STREAM + window + TX_RESERVE);
+		n += cfg->streams * (sizeof(struct iott_socket) + RX_STREAM + window + TX_RESERVE) + TRANSFER_MOST + 1 + SECRET_MOST + 1;
 	return n + 2 * sizeof(void *);
 }
 
@@ -1432,8 +1508,10 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 	for (i = 0; i < cfg->nports; i++)
 		if (cfg->ports[i].number == 0 || cfg->ports[i].kind > IOTT_TCP)
 			return "ports: a number is 1 to 65535, a kind one of enum iott_kind";
-	if (cfg->nservers < 1 || cfg->nservers > 200)
-		return "servers: at least one is needed";
+	if (cfg->nservers < 1 || cfg->nservers > 32)
+		return "servers: 1 to 32";
+	if (cfg->max_backoff_ms > 86400000)
+		return "max_backoff_ms: at most a day";
 	if (cfg->heartbeat_s > 900)
 		return "heartbeat_s: at most 900";
 	if (iott_memory(cfg) == 0)
@@ -1462,6 +1540,10 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 		k->tx = carve(&mem, k->tx_cap = c->window + TX_RESERVE);
 	}
 	c->control.sock = -1;
+	if (cfg->profile == IOTT_BASIC) {
+		c->transfer = carve(&mem, TRANSFER_MOST + 1);
+		c->secret = carve(&mem, SECRET_MOST + 1);
+	}
 	c->control.rx = carve(&mem, c->control.rx_cap = RX_CONTROL);
 	c->control.tx = carve(&mem, c->control.tx_cap = TX_MIN + TX_RESERVE);
 	cfg->net->random(cfg->net->ctx, random, sizeof random);
@@ -1469,9 +1551,6 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 		c->instance[2 * i] = "0123456789abcdef"[random[i] >> 4];
 		c->instance[2 * i + 1] = "0123456789abcdef"[random[i] & 15];
 	}
-	c->server = random_below(c, cfg->nservers);
-	c->retry_at = 0;
-	c->state = C_DOWN;
 	return NULL;
 }
 
@@ -1486,10 +1565,12 @@ uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
 	}
 	c->now = now_ms;
 	c->more = 0;
-	if (c->state == C_DOWN && c->stopping)
+	if (c->state == C_DOWN && c->stopping) {
+		drop(c, 1);
 		c->state = C_OVER;
-	else
+	} else {
 		poll_control(c);
+	}
 	for (i = 0; i < c->cfg->streams; i++) {
 		struct iott_stream *s = &c->streams[i];
 		if (s->socket != NULL)
@@ -1506,15 +1587,17 @@ uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
 	}
 	if (c->state == C_UP && !c->control.sent_close) { /* what callbacks have left to say */
 		speak(c);
-		flush(c, &c->control);
+		push(c, &c->control); /* what fails shows with the next poll */
 	}
 	if (c->state == C_OVER)
 		return IOTT_OVER;
 	if (c->state == C_DOWN && since(c->retry_at, c->now) < TICK)
 		wait = since(c->retry_at, c->now) > 0 ? c->retry_at - c->now : 0;
 	for (i = 0; i < c->cfg->streams; i++)
-		if (c->streams[i].state == T_LIVE && c->streams[i].hold_len > 0)
-			wait = least(wait, 20);
+		if (c->streams[i].state == T_LIVE && (c->streams[i].hold_len > 0 || (c->streams[i].socket != NULL && c->streams[i].socket->rx_len > 0)))
+			wait = least(wait, SOON);
+	if (c->late)
+		wait = least(wait, SOON);
 	return c->more ? 0 : wait;
 }
 
@@ -1583,6 +1666,8 @@ void iott_abort(struct iott *c, int stream) {
 	if (s == NULL)
 		return;
 	s->state = T_GONE; /* so that on_abort is not called */
+	if (s->reason == NULL)
+		s->reason = "given up";
 	break_off(c, s);
 }
 
@@ -1590,10 +1675,9 @@ void iott_refuse(struct iott *c, int stream, const char *reason) {
 	struct iott_stream *s = live(c, stream);
 	if (s == NULL)
 		return;
-	if (s->number != 0 && !s->wrote && s->out == D_OPEN) {
+	s->reason = reason;
+	if (s->number != 0 && !s->wrote && s->out == D_OPEN)
 		s->pending = W_REFUSED;
-		s->reason = reason;
-	}
 	iott_abort(c, stream);
 }
 

@@ -32,7 +32,7 @@ struct iott_net {
 	void *ctx;
 	/* open begins to connect to a host, a name or an address, with TLS if tls is not
 	 * zero: certificate and name are then verified before ready says so. It returns a
-	 * socket, 0 or more, or IOTT_FAILED. */
+	 * socket, 0 or more, or IOTT_FAILED. host lasts until the socket is ready. */
 	int (*open)(void *ctx, const char *host, uint16_t port, int tls);
 	/* ready is 1 once the socket may be used, 0 before, IOTT_FAILED if it never will. */
 	int (*ready)(void *ctx, int sock);
@@ -81,7 +81,7 @@ struct iott_config {
 	 * are tried in random order. ws sends the token in clear: it is refused unless
 	 * allow_plaintext is not zero, or the host is `localhost` or begins with `127.`. */
 	const char *const *servers;
-	unsigned nservers;
+	unsigned nservers; /* 1 to 32 */
 	int allow_plaintext;
 	const char *device, *token; /* token may be NULL where TLS has a client certificate */
 	const struct iott_port *ports;
@@ -92,7 +92,7 @@ struct iott_config {
 	 * the window (protocol 12.1). 64 to 32768; 0 is 1024. */
 	unsigned buffer;
 	unsigned heartbeat_s;       /* asked for; 0 leaves it to the edge */
-	uint32_t max_backoff_ms;    /* 0 is 30 s */
+	uint32_t max_backoff_ms;    /* at most a day; 0 is 30 s */
 
 	void *user; /* first argument of the callbacks */
 	/* on_ready: the tunnel is up. May be NULL. */
@@ -165,57 +165,51 @@ struct iott_socket { /* one WebSocket */
 	uint8_t state, opcode, message, head_len, pending, seen, part;
 	uint8_t side_len; /* of line or ping */
 	uint8_t pong_len;
-	uint8_t fin, reading, sent_close, got_close;
+	uint8_t empty, reading, sent_close, got_close, eof;
 	uint16_t status, close_code, send_code, part_at; /* codes of close frames; where in the piece of the request */
 	uint32_t since, heard, left, retry_s;
 	uint8_t *rx, *tx;
 	uint32_t rx_len, rx_cap, tx_len, tx_cap;
-	uint8_t head[10], key[16];
+	uint8_t head[10];
 	uint8_t side[126]; /* a line of the answer; later a ping's or a close frame's payload */
-	uint8_t pong[125];
+	uint8_t pong[125]; /* before the handshake's answer its key */
 };
 
 struct iott_stream {
 	uint8_t state, in, out, pending;
 	uint8_t wants, wrote; /* on_writable is due; a byte was sent */
-	uint16_t port;
 	uint32_t number, since;
 	char id[33];
 	const char *reason;
 	struct iott_socket *socket; /* its transfer socket; NULL in the profile inline */
 	uint8_t *hold; /* ring of what the service has not taken: inline */
-	uint32_t hold_at, hold_len, freed, credit, due;
+	uint32_t window, hold_at, hold_len, freed, credit, due;
 };
 
 struct iott_text { /* a message under way (protocol 4.3) */
-	uint8_t state, escape, key_len, field, kind;
+	uint8_t state, escape, key_len, field, kind, large;
 	uint16_t used, code, len;
-	uint8_t kinds[24];
-	uint16_t at[24];
-	uint32_t numbers[24];
-	uint64_t number;
+	uint8_t kinds[21];
+	uint32_t values[21]; /* numbers, and where in pool strings begin */
+	uint32_t number;
 	char key[16];
 	char pool[1184];
 };
 
 struct iott {
 	const struct iott_config *cfg;
-	uint32_t now, retry_at, up_at, drain_at;
-	uint8_t state, more, greeted, begun, tried, failures, breaches, stopping, draining, turn;
+	uint32_t now, retry_at, up_at, drain_at, pause, untried; /* untried: bits of servers */
+	uint8_t state, more, greeted, begun, failures, breaches, stopping, draining, turn, late;
 	uint32_t heartbeat_ms, window;
-	unsigned server; /* of the control socket */
 	char host[254], instance[33];
 	uint16_t port;
 	uint8_t tls;
-	char transfer[513], secret[129];
+	char *transfer, *secret; /* out of ready; NULL in the profile inline */
 	struct iott_socket control;
 	struct iott_stream *streams;
 	struct iott_text text;
 	uint8_t frame[9], frame_len; /* header of a frame, and the payload of credit */
-	uint32_t frame_size, late_stream;
-	uint16_t late_port;
-	uint32_t late_since, late_early;
-	char late_id[33], late_from[65];
+	uint32_t frame_size, late_since;
 };
 
 #ifdef __cplusplus

@@ -109,6 +109,8 @@ static void on_down(void *user, const struct iott_end *end) {
 static int on_open(void *user, int stream, uint16_t port, const char *from) {
 	(void)user;
 	printf("open %d %u %s\n", stream, (unsigned)port, from);
+	if (refuse == 2)
+		iott_abort(&client, stream);
 	return refuse;
 }
 
@@ -155,7 +157,7 @@ static void init(char *args) {
 	static char copy[4096];
 	const char *bad;
 	char *word;
-	void *mem;
+	static void *mem;
 	strncpy(copy, args, sizeof copy - 1);
 	cfg.profile = strcmp(strtok(copy, " "), "inline") == 0 ? IOTT_INLINE : IOTT_BASIC;
 	cfg.streams = (unsigned)atoi(strtok(NULL, " "));

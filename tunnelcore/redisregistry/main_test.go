@@ -10,9 +10,12 @@ import (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	// Most tests wait for leases to end, all at the same time.
-	if err := flag.Set("test.parallel", "400"); err != nil {
-		panic(err)
+	// Most tests wait for leases to end, all at the same time. Fuzzing would start as
+	// many processes.
+	if flag.Lookup("test.fuzz").Value.String() == "" {
+		if err := flag.Set("test.parallel", "400"); err != nil {
+			panic(err)
+		}
 	}
 	// The random tests run over six kinds of servers; a longer run is for a machine
 	// of its own.

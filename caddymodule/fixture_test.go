@@ -225,9 +225,7 @@ func (f *fixture) do(method, url string, body io.Reader, headers ...string) repl
 		r.Header.Add(headers[i], headers[i+1])
 	}
 	res, err := f.client().Do(r)
-	for i := 0; i < 3 && body == nil && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)); i++ {
-		// Caddy's old and new listeners overlap: of the connections that come just
-		// after a reload it resets or ends some, with any handler.
+	for i := 0; i < 3 && body == nil && isReload(err); i++ {
 		res, err = f.client().Do(r)
 	}
 	if err != nil {
@@ -240,6 +238,11 @@ func (f *fixture) do(method, url string, body io.Reader, headers ...string) repl
 	}
 	return reply{res, string(b)}
 }
+
+// isReload reports whether a request may have failed because Caddy's old and new
+// listeners overlap: of the connections that come just after a reload it resets or
+// ends some, with any handler.
+func isReload(err error) bool { return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) }
 
 func (f *fixture) get(url string, headers ...string) reply {
 	f.t.Helper()

@@ -58,7 +58,11 @@ func (f *fixture) ask(port int, target, host string, headers ...string) routerRe
 	for i := 0; i < len(headers); i += 2 {
 		r.Header.Add(headers[i], headers[i+1])
 	}
-	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testWait}).Do(r)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testWait}
+	res, err := client.Do(r)
+	for i := 0; i < 3 && isReload(err); i++ {
+		res, err = client.Do(r)
+	}
 	if err != nil {
 		f.t.Fatal(err)
 	}

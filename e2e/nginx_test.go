@@ -385,13 +385,29 @@ func TestNginxFollows(t *testing.T) {
 		t.Errorf("the new route: %v, %d asks at the former node", g, a.hits.Load()-hits)
 	}
 
-	// With a body under way it cannot be asked again.
+	// A short body is sent again.
+	a.Hold(t, "lamp", "lamp-1")
+	a.Serve(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "edge-a") })
+	harness.Eventually(t, 5*time.Second, "the route leads back", func() error {
+		if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-a" {
+			return errors.New(g.String())
+		}
+		return nil
+	})
+	a.Serve(away)
+	b.Hold(t, "lamp", "lamp-1")
+	if g := fetch(t, c, "POST", "lamp.devices.test", "/", strings.NewReader("short body")); g.body != "b POST short body" {
+		t.Errorf("a short body: %v", g)
+	}
+
+	// Any other that is under way cannot be.
+	unknown := func() io.Reader { return io.MultiReader(strings.NewReader("body")) } // of unknown length
 	a.Hold(t, "tree", "tree-1")
 	a.Serve(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "edge-a") })
 	fetch(t, c, "GET", "tree.devices.test", "/", nil)
 	a.Serve(away)
 	b.Hold(t, "tree", "tree-1")
-	if g := fetch(t, c, "POST", "tree.devices.test", "/", strings.NewReader("body")); g.status != 503 || g.header.Get("Iottunnel-Error") != "unavailable" || g.header.Get("Retry-After") != "1" {
+	if g := fetch(t, c, "POST", "tree.devices.test", "/", unknown()); g.status != 503 || g.header.Get("Iottunnel-Error") != "unavailable" || g.header.Get("Retry-After") != "1" {
 		t.Errorf("a body under way: %v", g)
 	}
 	if g := fetch(t, c, "POST", "tree.devices.test", "/", strings.NewReader("body")); g.body != "b POST body" {
@@ -400,6 +416,12 @@ func TestNginxFollows(t *testing.T) {
 
 	// Nobody has it any more, though Redis says so.
 	b.Serve(away)
+	leave(t, r, "tree", "tree-1", "connection lost: EOF")
+	if g := fetch(t, c, "POST", "tree.devices.test", "/", unknown()); g.status != 503 || g.header.Get("Iottunnel-Error") != "device_offline" {
+		t.Errorf("nowhere, with a body: %v", g)
+	}
+	b.Hold(t, "tree", "tree-1")
+	r.Do(t, "HDEL", "iottunnel:device:{tree-1}", "why")
 	g := fetch(t, c, "GET", "tree.devices.test", "/", nil, "Accept", "text/html")
 	if g.status != 503 || g.header.Get("Iottunnel-Error") != "device_offline" || !strings.Contains(g.body, "offline") {
 		t.Errorf("nowhere: %v", g)

@@ -12,7 +12,7 @@ local redis = require "iottunnel.redis"
 local routes = require "iottunnel.routes"
 
 local balancer -- ngx.balancer, which exists in workers alone
-local error, ipairs, tostring = error, ipairs, tostring
+local error, ipairs, tonumber, tostring = error, ipairs, tonumber, tostring
 
 local _M = {}
 
@@ -31,6 +31,10 @@ local NODES_AGAIN = 1
 
 -- When to ask again, in seconds; as the edge says it.
 local RETRY_OFFLINE, RETRY_SOON, RETRY_NODES = 10, 1, 3
+
+-- How long a body may be that is kept until its request is answered: it has to fit
+-- client_body_buffer_size.
+local KEPT_BODY_BYTES = 16384
 
 local config
 local waiting = 0
@@ -134,6 +138,24 @@ local function has_body()
 end
 
 
+-- keep_body reads a short body before anything is sent to a node: so it can be sent
+-- again if that node does not hold the device. Others go to the device as they come,
+-- and go once.
+local function keep_body()
+    local length = tonumber(ngx.var.http_content_length)
+    if length and length > 0 and length <= KEPT_BODY_BYTES then
+        ngx.req.read_body()
+    end
+end
+
+
+-- body_is_gone reports whether a body has been sent that cannot be sent again.
+local function body_is_gone()
+    local length = tonumber(ngx.var.http_content_length)
+    return has_body() and not (length and length <= KEPT_BODY_BYTES)
+end
+
+
 -- await looks for a device that is expected back until it is there, for as long
 -- as visitors wait.
 local function await(label, route)
@@ -158,13 +180,17 @@ local function destination(host, port, alone)
 end
 
 
--- lead sends the visitor to the device's node, or says why not.
-local function lead(label, again)
+-- lead sends the visitor to the device's node, or says why not. again: what is
+-- known of the route does not count; gone: there is no body to send any more.
+local function lead(label, again, gone)
     local route, err = routes.find(label, again)
-    if route and route.expected and config.wait_s > 0 then
+    if route and route.expected and config.wait_s > 0 and not gone then
         route = await(label, route)
     end
-    if not route then
+    if route and route.online and gone then
+        return answer { code = "unavailable", retry_after = RETRY_SOON,
+            message = "the device has moved while the request was under way" }
+    elseif not route then
         ngx.log(ngx.INFO, "iottunnel: no route: ", err)
         return answer { code = "unavailable", retry_after = RETRY_SOON }
     elseif route.unknown then
@@ -208,7 +234,8 @@ local function visitor(label)
         -- The rest of the body would be read beside the other protocol.
         ngx.var.iottunnel_upgrade = ""
     end
-    return lead(label, false)
+    keep_body()
+    return lead(label, false, false)
 end
 
 
@@ -315,26 +342,18 @@ function _M.again()
         return answers.send({ code = "not_here" }, false)
     end
     ngx.ctx.iottunnel = { label = label }
-    local body = has_body()
+    local gone = body_is_gone()
     if ngx.var.upstream_http_iottunnel_error ~= "not_here" then
         -- The device has said it. Whoever gets 421 may ask again by whatever
-        -- method (RFC 9110 section 15.5.20), so its words are fetched again;
-        -- with a body that has been sent they are lost.
-        if body then
+        -- method (RFC 9110 section 15.5.20), so its words are fetched again; with
+        -- a body that has been sent they are lost.
+        if gone then
             return ngx.exit(ngx.HTTP_CLOSE)
         end
-        return lead(label, false)
+        return lead(label, false, false)
     end
     routes.forget(label)
-    if body then
-        local route = routes.find(label, true)
-        if route and route.online then
-            -- It has moved, and what was sent of the body cannot be sent again.
-            return answer { code = "unavailable", retry_after = RETRY_SOON,
-                message = "the device has moved while the request was under way" }
-        end
-    end
-    return lead(label, true)
+    return lead(label, true, gone)
 end
 
 

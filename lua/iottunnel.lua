@@ -173,6 +173,25 @@ local function await(label, route)
 end
 
 
+-- await_news waits until Redis says something else of a route that its node has
+-- denied: that the device has left, which takes the node a moment to write, or that
+-- it has come again.
+local function await_news(label, denied)
+    if not denied or not denied.online or waiting >= WAITING_MOST then
+        return
+    end
+    waiting = waiting + 1
+    local deadline = ngx.now() + config.wait_s
+    local route = routes.find(label, true)
+    while route and route.online and route.gen == denied.gen
+        and route.node == denied.node and ngx.now() < deadline do
+        ngx.sleep(WAIT_STEP)
+        route = routes.find(label, true)
+    end
+    waiting = waiting - 1
+end
+
+
 -- destination notes where the balancer is to go. alone: and nowhere else.
 local function destination(host, port, alone)
     local there = ngx.ctx.iottunnel
@@ -352,8 +371,12 @@ function _M.again()
         end
         return lead(label, false, false)
     end
+    local denied = routes.known(label)
     routes.forget(label)
-    return lead(label, true, gone)
+    if not gone then
+        await_news(label, denied)
+    end
+    return lead(label, gone, gone)
 end
 
 

@@ -53,8 +53,8 @@ local function decode(text)
     if route then
         return route
     end
-    local until_ms, kind, device, a, b, c, read_s =
-        text:match("^(%d+)\t(%a+)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t([^\t]*)\t(%d+)$")
+    local until_ms, kind, device, a, b, c, read_s, gen = text:match("^(%d+)\t(%a+)"
+        .. ("\t([^\t]*)"):rep(4) .. "\t(%d+)\t(%d*)$")
     if not kind then
         return nil
     end
@@ -62,7 +62,7 @@ local function decode(text)
         local host, port = hosts.split(c)
         route = { online = true, device = device, node = a, epoch = b,
             internal = c, host = host and hosts.literal(host), port = port,
-            read_s = tonumber(read_s) }
+            read_s = tonumber(read_s), gen = gen }
     else
         route = { online = false, device = device, seen = tonumber(a),
             expected = b == "1" }
@@ -78,9 +78,9 @@ end
 
 -- encode writes a route that counts for some seconds. read_s is when Redis said
 -- so, in Unix seconds; now, if it is nil.
-local function encode(seconds, kind, device, a, b, c, read_s)
+local function encode(seconds, kind, device, a, b, c, gen, read_s)
     return concat({ floor((ngx.now() + seconds) * 1000), kind, device, a, b, c,
-        read_s or floor(ngx.now()) }, "\t")
+        read_s or floor(ngx.now()), gen and gen:match("^%d+$") or "" }, "\t")
 end
 
 
@@ -174,7 +174,7 @@ end
 local function read(label, old)
     local commands = {
         { "HMGET", config.prefix .. "lease:{" .. label .. "}", "device", "node",
-            "epoch", "http" },
+            "epoch", "http", "gen" },
     }
     local guess = old and old.node
     if guess and nodes.lives(guess, old.epoch) == nil then
@@ -192,7 +192,7 @@ local function read(label, old)
     local device, node, epoch, http = lease[1], lease[2], lease[3], lease[4]
     if not device and old and old.online and ngx.now() - old.read_s < LOST then
         return keep(label, encode(OFFLINE, "on", old.device, old.node, old.epoch,
-            old.internal, old.read_s))
+            old.internal, old.gen, old.read_s))
     elseif not device or not clean(device, node or "", epoch or "", http or "") then
         return nobodys(label)
     end
@@ -216,7 +216,8 @@ local function read(label, old)
     if not lives then
         return offline(label, device, true)
     end
-    return keep(label, encode(ROUTE, "on", device, node, epoch or "", http or ""))
+    return keep(label, encode(ROUTE, "on", device, node, epoch or "", http or "",
+        lease[5] or nil))
 end
 
 
@@ -300,6 +301,12 @@ function _M.find(label, again)
         return route -- Redis is away: what was known is better than nothing
     end
     return found, err
+end
+
+
+-- known returns the route of a label as it was last read, or nil.
+function _M.known(label)
+    return (cached(label))
 end
 
 

@@ -73,9 +73,9 @@ enum {
 	F_TYPE, F_TUNNEL, F_CAPS, F_HEARTBEAT, F_LABEL, F_HOSTNAME, F_LEASE, F_STREAMS, F_MESSAGE_MAX, F_EARLY,
 	F_EARLY_TOTAL, F_TRANSFER, F_SECRET, F_PORT, F_KIND, F_URL, F_ADDR, F_STREAM, F_ID, F_FROM, F_WITHIN, FIELDS
 };
-static const char *const field_names[FIELDS] = {
-	"type", "tunnel", "caps", "heartbeat_s", "label", "hostname", "lease_s", "streams", "message_max", "early",
-	"early_total", "transfer", "secret", "port", "kind", "url", "addr", "stream", "id", "from", "within_s"};
+static const char field_names[] =
+	"type\0tunnel\0caps\0heartbeat_s\0label\0hostname\0lease_s\0streams\0message_max\0early\0"
+	"early_total\0transfer\0secret\0port\0kind\0url\0addr\0stream\0id\0from\0within_s";
 
 /* Kinds of values. */
 enum { K_NONE, K_STRING, K_NUMBER, K_OTHER, K_BAD };
@@ -558,9 +558,10 @@ static void text_begin(struct iott_text *t) { memset(t, 0, offsetof(struct iott_
 static void text_key(struct iott_text *t) {
 	t->field = FIELDS;
 	if (t->key_len < sizeof t->key) {
+		const char *name = field_names;
 		t->key[t->key_len] = 0;
-		for (t->field = 0; t->field < FIELDS && strcmp(t->key, field_names[t->field]) != 0; t->field++)
-			;
+		for (t->field = 0; t->field < FIELDS && strcmp(t->key, name) != 0; t->field++)
+			name += strlen(name) + 1;
 	}
 	if (t->field < FIELDS && t->kinds[t->field] != K_NONE)
 		t->state = J_BAD; /* no name stands twice */
@@ -755,14 +756,29 @@ static int is_id(const char *s) {
 	return s != NULL && *s == 0 && n == 32;
 }
 
-static int has_cap(const char *list, const char *cap) {
-	size_t n = strlen(cap);
+static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
+
+/* same compares without regard to case; up to n characters of a with all of b. */
+static int same(const char *a, size_t n, const char *b) {
+	while (n > 0 && *b && lower(*a) == lower(*b))
+		a++, b++, n--;
+	return n == 0 && *b == 0;
+}
+
+/* has_token says whether a list with commas has a token, in whatever case. */
+static int has_token(const char *list, const char *token) {
 	while (*list) {
-		const char *end = strchr(list, ',');
-		size_t len = end ? (size_t)(end - list) : strlen(list);
-		if (len == n && memcmp(list, cap, n) == 0)
+		const char *end;
+		size_t n;
+		while (*list == ' ' || *list == '\t' || *list == ',')
+			list++;
+		for (end = list; *end && *end != ','; end++)
+			;
+		for (n = (size_t)(end - list); n > 0 && (list[n - 1] == ' ' || list[n - 1] == '\t'); n--)
+			;
+		if (n > 0 && same(list, n, token))
 			return 1;
-		list += len + (end != NULL);
+		list = end;
 	}
 	return 0;
 }
@@ -776,14 +792,14 @@ static int take_ready(struct iott *c) {
 	int with_early;
 	if (!is_id(tunnel) || caps == NULL || label == NULL || hostname == NULL || transfer == NULL || secret == NULL)
 		return PROTOCOL;
-	with_early = has_cap(caps, "early");
+	with_early = has_token(caps, "early");
 	if (!number(t, F_HEARTBEAT, 1, 900, &heartbeat) || !number(t, F_STREAMS, 1, 65535, &streams) ||
 	    !number(t, F_MESSAGE_MAX, 512, 1048576, &most) || !number(t, F_LEASE, 0, UINT32_MAX, &lease) ||
 	    !number(t, F_EARLY, with_early, 1048576, &early) || !number(t, F_EARLY_TOTAL, with_early, 1073741824, &total))
 		return PROTOCOL;
 	if (transfer[0] != '/' || transfer[1] == '/' || strchr(transfer, '?') == NULL || strchr(transfer, '#') != NULL || !*secret)
 		return PROTOCOL;
-	if (c->cfg->profile == IOTT_INLINE && !(with_early && has_cap(caps, "inline")))
+	if (c->cfg->profile == IOTT_INLINE && !(with_early && has_token(caps, "inline")))
 		return -1; /* an edge that cannot do it */
 	if (c->transfer != NULL) { /* in the profile basic */
 		strcpy(c->transfer, transfer);
@@ -831,7 +847,7 @@ static int take_open(struct iott *c) {
 	 * socket meanwhile, so that the message stays where it is. */
 	if (!c->late)
 		c->late = 1, c->late_since = c->now;
-	else if (since(c->now, c->late_since) > LATE_TIME && say_refused(c, stream, "no room for another stream"))
+	else if (since(c->now, c->late_since) > LATE_TIME && say_refused(c, stream, "no room"))
 		c->late = 0;
 	return 0;
 }
@@ -944,16 +960,16 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 		size_t want, run;
 		if (!k->reading) {
 			uint8_t op;
-			want = k->head_len < 2 ? 2 : (k->head[1] & 127) == 126 ? 4 : (k->head[1] & 127) == 127 ? 10 : 2;
-			while (k->head_len < want && at < n) {
+			for (;;) {
+				want = k->head_len < 2 || (k->head[1] & 127) < 126 ? 2 : (k->head[1] & 127) == 126 ? 4 : 10;
+				if (k->head_len >= want)
+					break;
+				if (at == n)
+					return (long)at;
 				k->head[k->head_len++] = p[at++];
-				if (k->head_len == 2)
-					want = (k->head[1] & 127) == 126 ? 4 : (k->head[1] & 127) == 127 ? 10 : 2;
 			}
-			if (k->head_len < want)
-				return (long)at;
 			op = k->head[0] & 15;
-			k->left = want == 2 ? k->head[1] & 127u : want == 4 ? (uint32_t)(k->head[2] << 8 | k->head[3]) : get32(k->head + 6);
+			k->left = want == 2 ? k->head[1] & 127u : want == 4 ? get32(k->head) & 0xffff : get32(k->head + 6);
 			if (k->head[0] & 0x70 || k->head[1] & 0x80 || (op > OP_BINARY && op < OP_CLOSE) || op > OP_PONG)
 				return -BROKEN;
 			if (want == 10 && !(k->head[2] & 0x80) && (get32(k->head + 2) != 0 || k->left > 1048576))
@@ -1006,32 +1022,6 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 			break;
 	}
 	return (long)at;
-}
-
-static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
-
-/* same compares without regard to case; up to n characters of a with all of b. */
-static int same(const char *a, size_t n, const char *b) {
-	while (n > 0 && *b && lower(*a) == lower(*b))
-		a++, b++, n--;
-	return n == 0 && *b == 0;
-}
-
-static int has_token(const char *list, const char *token) {
-	while (*list) {
-		const char *end;
-		size_t n;
-		while (*list == ' ' || *list == '\t' || *list == ',')
-			list++;
-		for (end = list; *end && *end != ','; end++)
-			;
-		for (n = (size_t)(end - list); n > 0 && (list[n - 1] == ' ' || list[n - 1] == '\t'); n--)
-			;
-		if (n > 0 && same(list, n, token))
-			return 1;
-		list = end;
-	}
-	return 0;
 }
 
 /* header takes one line of an answer. */
@@ -1259,12 +1249,20 @@ static void speak(struct iott *c) {
 		if (s->socket != NULL)
 			continue;
 		put32(head + 1, s->number);
+		head[0] = s->pending & W_RESET ? RESET : FIN;
+		if (s->pending && !frame(c, k, OP_BINARY, head, 5, NULL, 0))
+			return;
 		if (s->pending & W_RESET) {
-			head[0] = RESET;
-			if (!frame(c, k, OP_BINARY, head, 5, NULL, 0))
-				return;
 			release(c, s);
 			continue;
+		}
+		if (s->pending & W_FIN) {
+			s->pending = 0;
+			s->wrote = 1;
+			s->out = D_ENDED;
+			settle(c, s);
+			if (s->state == T_FREE)
+				continue;
 		}
 		if (s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
 			head[0] = CREDIT;
@@ -1273,14 +1271,6 @@ static void speak(struct iott *c) {
 				return;
 			s->freed = 0;
 			s->wrote = 1;
-		}
-		if (s->pending & W_FIN) {
-			head[0] = FIN;
-			if (!frame(c, k, OP_BINARY, head, 5, NULL, 0))
-				return;
-			s->pending = 0;
-			s->out = D_ENDED;
-			settle(c, s);
 		}
 	}
 	c->turn = (uint8_t)((c->turn + 1) % c->cfg->streams);
@@ -1368,11 +1358,11 @@ static const char *choose(struct iott *c, const char *url) {
 	else if (strncmp(url, "ws://", 5) == 0)
 		c->tls = 0, p = url + 5;
 	else
-		return "servers: a URL begins with wss:// or ws://";
+		return "servers: wss://HOST or wss://HOST:PORT";
 	end = strpbrk(p, ":/");
 	n = end ? (size_t)(end - p) : strlen(p);
 	if (n == 0 || n >= sizeof c->host)
-		return "servers: a URL has no host, or one that is too long";
+		return "servers: wss://HOST or wss://HOST:PORT";
 	memcpy(c->host, p, n);
 	c->host[n] = 0;
 	p += n;
@@ -1381,14 +1371,14 @@ static const char *choose(struct iott *c, const char *url) {
 		for (p++; *p >= '0' && *p <= '9' && port < 65536; p++)
 			port = port * 10 + (uint32_t)(*p - '0');
 		if (port == 0 || port > 65535)
-			return "servers: a port is 1 to 65535";
+			return "servers: wss://HOST or wss://HOST:PORT";
 		c->port = (uint16_t)port;
 	}
 	if (*p != 0 && strcmp(p, "/") != 0)
-		return "servers: a URL has no path: wss://HOST or wss://HOST:PORT";
+		return "servers: wss://HOST or wss://HOST:PORT";
 	if (!c->tls && !c->cfg->allow_plaintext && strcmp(c->host, "localhost") != 0 &&
 	    (strncmp(c->host, "127.", 4) != 0 || c->host[strspn(c->host, "0123456789.")] != 0)) /* a name may begin so too */
-		return "servers: ws sends the token in clear: use wss, or set allow_plaintext";
+		return "servers: ws sends the token in clear: set allow_plaintext or use wss";
 	return NULL;
 }
 
@@ -1462,9 +1452,9 @@ static void poll_control(struct iott *c) {
 	else if (k->sent_close && since(c->now, k->since) > GOODBYE_TIME)
 		down(c, "no answer to the goodbye");
 	else if (!c->greeted && since(c->now, k->since) > READY_TIME)
-		down(c, "the edge did not say that the tunnel is up");
+		down(c, "no word of a tunnel");
 	else if (c->greeted && since(c->now, k->heard) > (int32_t)(2 * c->heartbeat_ms + GRACE_TIME))
-		down(c, "nothing was heard from the edge");
+		down(c, "silence");
 }
 
 /* ---- What the program calls ---- */
@@ -1494,30 +1484,30 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 	const char *bad;
 	unsigned i;
 	if (cfg->net == NULL || cfg->on_open == NULL || cfg->on_data == NULL || cfg->on_end == NULL || cfg->on_abort == NULL)
-		return "net, on_open, on_data, on_end and on_abort are needed";
+		return "net, on_open, on_data, on_end, on_abort: needed";
 	if (cfg->device == NULL || cfg->device[0] == 0 || strlen(cfg->device) > 63)
-		return "device: an id of 1 to 63 characters is needed";
+		return "device: 1 to 63 of a-z, 0-9 and -";
 	for (i = 0; cfg->device[i]; i++)
 		if (!((cfg->device[i] >= 'a' && cfg->device[i] <= 'z') || (cfg->device[i] >= '0' && cfg->device[i] <= '9') || cfg->device[i] == '-'))
-			return "device: an id has a to z, 0 to 9 and -";
+			return "device: 1 to 63 of a-z, 0-9 and -";
 	for (i = 0; cfg->token != NULL && cfg->token[i]; i++)
 		if (cfg->token[i] < 0x21 || cfg->token[i] > 0x7e)
-			return "token: only visible ASCII characters";
+			return "token: visible ASCII only";
 	if (cfg->nports < 1 || cfg->nports > 32)
 		return "ports: 1 to 32";
 	for (i = 0; i < cfg->nports; i++)
 		if (cfg->ports[i].number == 0 || cfg->ports[i].kind > IOTT_TCP)
-			return "ports: a number is 1 to 65535, a kind one of enum iott_kind";
+			return "ports: 1 to 65535, of a kind of iott_kind";
 	if (cfg->nservers < 1 || cfg->nservers > 32)
 		return "servers: 1 to 32";
 	if (cfg->max_backoff_ms > 86400000)
 		return "max_backoff_ms: at most a day";
 	if (cfg->heartbeat_s > 900)
-		return "heartbeat_s: at most 900";
+		return "heartbeat_s: 0 to 900";
 	if (iott_memory(cfg) == 0)
 		return "streams: 1 to 32; buffer: 64 to 32768";
 	if (memory == NULL || len < iott_memory(cfg))
-		return "memory: less than iott_memory wants";
+		return "memory: less than iott_memory";
 	memset(c, 0, sizeof *c);
 	c->cfg = cfg;
 	c->window = window_of(cfg);

@@ -18,10 +18,10 @@ LDFLAGS := -s -w $(if $(VERSION),-X main.release=$(VERSION))
 BUILD   := CGO_ENABLED=0 scripts/go build -trimpath -tags $(TAGS) -ldflags "$(LDFLAGS)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-go build lint fuzz bench soak dist clean
+.PHONY: help demo test test-faces test-go build lint fuzz bench soak dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo; FUZZTIME=$(FUZZTIME) is per fuzz target, BENCHTIME=$(BENCHTIME) per"
 	@echo "  measurement; SOAKTIME=$(SOAKTIME) is how long to soak, SOAKSEED=N repeats an order; GO=/path/to/go names the Go."
@@ -37,6 +37,9 @@ test: ## everything: linters, all tests with -race, end-to-end tests (Debian or 
 
 test-go: ## the Go tests that need no server and no root, on any system
 	CGO_ENABLED=0 scripts/go test -trimpath -tags $(TAGS) $$(scripts/packages noserver)
+
+test-faces: build ## every end-to-end case on all faces: one edge, with TLS, three nodes, nginx (20 minutes; root)
+	@cd e2e && IOTTUNNEL_FACES=plain,tls,nodes,nginx CGO_ENABLED=0 ../scripts/go test -count=1 -timeout 60m .
 
 build: ## bin/caddy, bin/iottunnel-agent, bin/thermometer
 	@echo "building bin/caddy, bin/iottunnel-agent and bin/thermometer (Caddy takes a few minutes the first time)"
@@ -54,7 +57,7 @@ bench: build ## the tunnel beside what can stand in its place (20 minutes; Linux
 	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME) $(BENCHFLAGS)
 
 soak: build ## faults at random against real processes for SOAKTIME (Redis; root to cut networks)
-	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak$$' -timeout 0 -v
+	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak' -timeout 0 -v
 
 dist: ## agents for every supported platform under dist/, with sizes and checksums
 	@VERSION="$(VERSION)" scripts/dist

@@ -19,12 +19,29 @@ var heavy = os.Getenv("IOTTUNNEL_HEAVY") == "1"
 // notOn says which cases a face cannot run, and why: case, then face. The run
 // prints what it left out; there is no other way to leave a case out.
 var notOn = map[string]map[string]string{
-	"TestHTTP3":           {"plain": "HTTP/3 is always encrypted"},
+	"TestHTTP3":           {"plain": "HTTP/3 is always encrypted", "nodes": "its visitors come without TLS"},
 	"TestHTTP2Cleartext":  {"tls": "its visitors negotiate HTTP/2 by ALPN, which TestHTTP2 does"},
-	"TestHTTP2":           {"plain": "has no ALPN; TestHTTP2Cleartext covers it"},
+	"TestHTTP2":           {"plain": "has no ALPN; TestHTTP2Cleartext covers it", "nodes": "the same as on plain"},
 	"TestInspectingProxy": {"plain": "has no TLS to look into"},
-	"TestPlaintext":       {"tls": "is about plain connections"},
+	"TestPlaintext":       {"tls": "is about plain connections", "nodes": "its agents come by TLS"},
+	"TestLeaseEnds":       {"nodes": "an agent that says goodbye waits for connections that another node keeps, for longer than this lease"},
 	"TestNextHandler":     {"tls": "agents and devices have sites of their own there: no handler follows"},
+}
+
+// wide are the faces that take longest: in a run that does not name its faces
+// (IOTTUNNEL_FACES, `make test-faces`) they have the cases of chosen alone.
+var wide = []string{"nodes", "nginx"}
+
+// chosen are cases of all that passes between nodes, and through routers.
+var chosen = map[string]bool{
+	"TestRequests": true, "TestContinue": true, "TestServerSentEvents": true, "TestHTTP1": true, "TestHTTP2": true, "TestHTTP2Cleartext": true,
+	"TestHeadersToDevice": true, "TestHeadersFromDevice": true, "TestHeadersOfWebSocket": true, "TestCookiesFromDevice": true,
+	"TestSmugglingToDevice": true, "TestSmugglingFromDevice": true, "TestBrokenTransfers": true, "TestTransferIDs": true,
+	"TestBulk": true, "TestCurl": true, "TestSlowReader": true, "TestVisitorsWhoNeverRead": true, "TestManySlowVisitors": true,
+	"TestOfflinePage/access log false": true, "TestVisitorWaits": true, "TestRefusedByService": true, "TestFrozenDevice": true, "TestBusyDevice": true,
+	"TestAgentOutput": true, "TestNameIsKept": true, "TestControlSocketIsCut": true, "TestLiveDeviceStays": true, "TestRebootedDevice": true,
+	"TestPublicPort": true, "TestSSH": true, "TestHalfClose": true, "TestReload": true, "TestReloadRevokes": true, "TestStop": true, "TestLite": true,
+	"TestThermometer": true,
 }
 
 // results is what became of each case on each face.
@@ -51,6 +68,10 @@ func onFaces(t *testing.T, run func(t *testing.T, k harness.Kind)) {
 	for _, k := range kinds() {
 		if reason := notOn[name][k.Name()]; reason != "" {
 			result(name, k.Name(), "not run: "+reason)
+			continue
+		}
+		if os.Getenv("IOTTUNNEL_FACES") == "" && slices.Contains(wide, k.Name()) && !chosen[name] && !isSet("test.run") {
+			result(name, k.Name(), "left to `make test-faces`")
 			continue
 		}
 		t.Run(k.Name(), func(t *testing.T) {

@@ -40,29 +40,28 @@ func startPlace(t *testing.T, a *harness.Authority, answer http.HandlerFunc) *pl
 		answer(w, r)
 	}))
 	server.Listener.Close()
-	var err error
-	if server.Listener, err = net.Listen("tcp4", ":0"); err != nil { // at whatever loopback address an edge is
+	l, err := net.Listen("tcp4", ":0") // at whatever loopback address an edge is
+	if err != nil {
 		t.Fatal(err)
 	}
+	p.port = l.Addr().(*net.TCPAddr).Port
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			p.conns.Add(1)
 		}
 	}
-	if a == nil {
-		server.Start()
-	} else {
-		server.TLS = &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if a != nil { // not by StartTLS, which has a certificate of its own for who names no host
+		l = tls.NewListener(l, &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			name := hello.ServerName
 			if name == "" {
 				name, _, _ = net.SplitHostPort(hello.Conn.LocalAddr().String()) // it has both
 			}
 			return a.Certify(name)
-		}}
-		server.StartTLS()
+		}})
 	}
+	server.Listener = l
+	server.Start()
 	t.Cleanup(server.Close)
-	p.port = server.Listener.Addr().(*net.TCPAddr).Port
 	return p
 }
 

@@ -63,12 +63,16 @@ func program(t *testing.T, stdin string, args ...string) (stdout string) {
 	return out
 }
 
-// publicPort is the port at which a tcp port of the device is reached.
+// publicPort is the port at which a tcp port of the device is reached. It is open:
+// where visitors enter at another node than the device's, that takes a moment.
 func publicPort(t *testing.T, up harness.Up, port int) string {
 	t.Helper()
 	_, public, err := net.SplitHostPort(strings.TrimPrefix(up.URLs[port], "tcp://"))
 	if err != nil {
 		t.Fatalf("port %d is at %q: %v", port, up.URLs[port], err)
+	}
+	if strings.HasPrefix(up.URLs[port], "tcp://127.0.0.1:") {
+		harness.Eventually(t, 5*time.Second, up.URLs[port]+" is open", func() error { return harness.Listening(public) })
 	}
 	return public
 }

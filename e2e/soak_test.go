@@ -30,7 +30,8 @@ type soak struct {
 	face    harness.Face
 	setup   harness.Setup
 	redis   *harness.Redis
-	net     *far // nil: all on loopback, and no network to cut
+	net     *far  // nil: all on loopback, and no network to cut
+	crew    *crew // nil: the edge is alone
 	devices []*soaked
 	clients []*http.Client
 
@@ -51,18 +52,12 @@ type soaked struct {
 	port    string // public
 }
 
-// TestSoak is `make soak`: for SOAKTIME, cycles of faults at random, in an order that
-// SOAKSEED repeats. In between and at the end everything must work, nothing that was
-// answered may be wrong, names and ports stay, and what processes hold at rest does
-// not grow.
+// TestSoak is one half of `make soak`: for half of SOAKTIME, cycles of faults at
+// random, in an order that SOAKSEED repeats. In between and at the end everything
+// must work, nothing that was answered may be wrong, names and ports stay, and what
+// processes hold at rest does not grow.
 func TestSoak(t *testing.T) {
-	if os.Getenv("IOTTUNNEL_SOAK") == "" {
-		t.Skip("runs for minutes or hours: `make soak` does it, for SOAKTIME")
-	}
-	length, err := time.ParseDuration(os.Getenv("IOTTUNNEL_SOAK"))
-	if err != nil {
-		t.Fatalf("SOAKTIME: %v", err)
-	}
+	length := soakLength(t)
 	s := newSoak(t)
 	end := time.Now().Add(length)
 	edge := soakSeries("edge", true)
@@ -73,7 +68,22 @@ func TestSoak(t *testing.T) {
 	s.summary(edge, agents)
 }
 
-func newSoak(t *testing.T) *soak {
+// soakLength is how long one of the two soaks runs, or skips it.
+func soakLength(t *testing.T) time.Duration {
+	t.Helper()
+	if os.Getenv("IOTTUNNEL_SOAK") == "" {
+		t.Skip("runs for minutes or hours: `make soak` does it, for SOAKTIME")
+	}
+	length, err := time.ParseDuration(os.Getenv("IOTTUNNEL_SOAK"))
+	if err != nil {
+		t.Fatalf("SOAKTIME: %v", err)
+	}
+	return length / 2
+}
+
+// soakSeed draws what decides the order of things, unless it is given.
+func soakSeed(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("IOTTUNNEL_SOAKSEED"); text != "" {
 		var err error
@@ -81,17 +91,22 @@ func newSoak(t *testing.T) *soak {
 			t.Fatalf("SOAKSEED: %v", err)
 		}
 	}
-	s := &soak{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0))}
 	fmt.Printf("soak: SOAKSEED=%d repeats the order of what happens\n", seed)
 	t.Cleanup(func() {
 		if t.Failed() {
 			fmt.Printf("soak: FAILED, with SOAKSEED=%d\n", seed)
 		}
 	})
+	return seed
+}
+
+func newSoak(t *testing.T) *soak {
+	seed := soakSeed(t)
+	s := &soak{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 0))}
 	s.redis = harness.StartRedis(t, harness.RedisSetup{Durable: true, Socket: true})
 	// Of one address come all visitors.
 	s.setup = harness.Setup{TCPPorts: 32, Tunnel: []string{"registry redis " + s.redis.URL("")}}
-	k := kinds()[len(kinds())-1]
+	k := kinds()[min(1, len(kinds())-1)] // by TLS
 	if os.Geteuid() == 0 {
 		s.net = newFar(t, k, s.setup, 0)
 		s.face, s.setup.Host = s.net.face, s.net.edge
@@ -142,7 +157,11 @@ func (s *soak) onDevice() net.Listener {
 
 func (s *soak) addDevice(profile string, lasting bool) {
 	d := &soaked{profile: profile, lasting: lasting}
-	d.setup.Device = s.face.NewDevice(s.t)
+	if s.crew != nil {
+		d.setup = s.crew.setup(s.t)
+	} else {
+		d.setup.Device = s.face.NewDevice(s.t)
+	}
 	id := d.setup.Device.ID
 	web := httptest.NewUnstartedServer(station(id))
 	web.Listener.Close()
@@ -158,7 +177,7 @@ func (s *soak) addDevice(profile string, lasting bool) {
 		serve()
 	}
 	d.setup.Forwards = []string{"80=" + web.Listener.Addr().String(), "7=" + tcp}
-	d.setup.Flags = []string{"--profile", profile, "--heartbeat", "10s", "--max-backoff", "3s"}
+	d.setup.Flags = append(d.setup.Flags, "--profile", profile, "--heartbeat", "10s", "--max-backoff", "3s")
 	if s.hasStatus() {
 		l := s.onDevice()
 		d.status = l.Addr().String()

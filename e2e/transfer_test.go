@@ -148,6 +148,7 @@ func TestPublicPort(t *testing.T) {
 		addr := func(port int) string {
 			var public int
 			a := strings.TrimPrefix(up.URLs[port], "tcp://")
+			publicPort(t, up, port)
 			if _, err := fmt.Sscanf(a, "127.0.0.1:%d", &public); err != nil || public < first || public > last {
 				t.Fatalf("port %d is at %q, want 127.0.0.1 and %d-%d", port, up.URLs[port], first, last)
 			}
@@ -227,7 +228,7 @@ func TestStreamsPerAddress(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := harness.Own(t, k, harness.Setup{TCPPorts: 2, Limits: []string{"streams_per_address 3"}})
 		agent := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"22=" + harness.ServeTCP(t, harness.Echo)}})
-		addr := strings.TrimPrefix(agent.Up(t).URLs[22], "tcp://")
+		addr := "127.0.0.1:" + publicPort(t, agent.Up(t), 22)
 		var open []*net.TCPConn
 		for i := range 3 {
 			c := dialTCP(t, addr)
@@ -257,7 +258,7 @@ func TestAllowedAddresses(t *testing.T) {
 	onFaces(t, func(t *testing.T, k harness.Kind) {
 		f := harness.Own(t, k, harness.Setup{TCPPorts: 2, TCPAllow: "192.0.2.0/24"})
 		agent := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"22=" + harness.ServeTCP(t, harness.Echo)}})
-		if err := tryTCP(strings.TrimPrefix(agent.Up(t).URLs[22], "tcp://"), "hello"); err == nil {
+		if err := tryTCP("127.0.0.1:"+publicPort(t, agent.Up(t), 22), "hello"); err == nil {
 			t.Error("a connection from 127.0.0.1 is served")
 		}
 	})

@@ -58,6 +58,7 @@ type Member struct {
 	Listen    string   // where it listens for them, if that is elsewhere
 	Secret    string   // that nodes have in common
 	Names     []string // for which it has certificates, beside its address; only with TLS
+	Local     bool     // its site for agents is at 127.0.0.1, and called localhost
 	PortsHost string   // where it says that public ports are
 }
 
@@ -169,6 +170,9 @@ func newCluster(dir string, s ClusterSetup) (*Cluster, error) {
 		if s.Each != nil {
 			s.Each(i, &m)
 		}
+		if m.Local && e.secure != 0 {
+			m.URL = fmt.Sprintf("%s://localhost:%d", scheme, e.secure)
+		}
 		e.node = &membership{Member: m, registry: s.Registry, internal: m.Listen, ports: own, portsHost: m.PortsHost}
 		if m.Listen == "" {
 			e.node.internal = m.Internal
@@ -232,6 +236,20 @@ func (c *Cluster) close() (faults []string) {
 // Launch starts the node without failing a test: the error is what its process
 // said.
 func (n *Node) Launch() error { return n.launch() }
+
+// Reload gives the node another setup, where it runs.
+func (n *Node) Reload(tb testing.TB, s Setup) {
+	tb.Helper()
+	s.Host = n.setup.Host
+	n.edge.Reload(tb, s)
+}
+
+// ReloadFails is Reload of what Caddy must refuse; it returns what it said.
+func (n *Node) ReloadFails(tb testing.TB, s Setup) string {
+	tb.Helper()
+	s.Host = n.setup.Host
+	return n.edge.ReloadFails(tb, s)
+}
 
 // Index is its place among the nodes.
 func (n *Node) Index() int { return n.index }
@@ -311,20 +329,14 @@ func (b *between) Log() *Log {
 func (b *between) Reload(tb testing.TB, s Setup) {
 	tb.Helper()
 	for _, n := range b.all.Nodes {
-		n.Reload(tb, s.at(n.setup.Host))
+		n.Reload(tb, s)
 	}
-}
-
-// at is the setup for an edge on a host.
-func (s Setup) at(h *Host) Setup {
-	s.Host = h
-	return s
 }
 
 func (b *between) ReloadFails(tb testing.TB, s Setup) (said string) {
 	tb.Helper()
 	for _, n := range b.all.Nodes {
-		said = n.ReloadFails(tb, s.at(n.setup.Host))
+		said = n.ReloadFails(tb, s)
 	}
 	return said
 }

@@ -82,6 +82,8 @@ type Kind interface {
 var Kinds = []Kind{
 	single{name: "plain"},
 	single{name: "tls", tls: true},
+	nodes{},
+	routed{},
 }
 
 // Setup is what a case asks of its edge. The zero value is an edge as most cases

@@ -160,7 +160,11 @@ func (e *edge) VisitorTLS() *tls.Config {
 
 func (e *edge) AgentAddr() string {
 	if e.secure != 0 {
-		return net.JoinHostPort(e.address(), strconv.Itoa(e.secure))
+		host := e.address()
+		if e.node != nil && e.node.Local {
+			host = "127.0.0.1"
+		}
+		return net.JoinHostPort(host, strconv.Itoa(e.secure))
 	}
 	return e.VisitorAddr()
 }
@@ -201,8 +205,9 @@ func (e *edge) dial(ctx context.Context, addr string, secure bool, name string) 
 
 func (e *edge) Servers() []string {
 	switch {
-	case e.tls() && e.setup.Host == nil && e.node == nil:
-		return []string{fmt.Sprintf("wss://localhost:%d", e.port)}
+	case e.tls() && e.setup.Host == nil && (e.node == nil || e.node.Local):
+		_, port, _ := net.SplitHostPort(e.AgentAddr()) // made by us
+		return []string{"wss://localhost:" + port}
 	case e.tls():
 		return []string{"wss://" + e.AgentAddr()}
 	}
@@ -296,12 +301,12 @@ func (e *edge) caddyfile() string {
 	}
 	site = append(site, e.setup.Handlers...)
 	if e.tls() {
-		_, port, _ := net.SplitHostPort(e.AgentAddr()) // made by us
+		host, port, _ := net.SplitHostPort(e.AgentAddr()) // made by us
 		var agents []string
 		for _, name := range e.agentNames() {
 			agents = append(agents, "https://"+name+":"+port)
 		}
-		block("", strings.Join(agents, ", "), []string{"bind " + e.address(), "iottunnel agents"})
+		block("", strings.Join(agents, ", "), []string{"bind " + host, "iottunnel agents"})
 	}
 	if !e.kind.tls {
 		block("", fmt.Sprintf("http://:%d", e.port), append(site, "route {", "\tiottunnel", "\trespond \"the operator's own site\"", "}"))
@@ -405,7 +410,8 @@ func (e *edge) program() (string, error) {
 func (e *edge) agentNames() []string {
 	names := []string{"localhost"}
 	if e.setup.Host != nil || e.node != nil {
-		names = append(names, e.address(), HostedName)
+		host, _, _ := net.SplitHostPort(e.AgentAddr()) // made by us
+		names = append(names, host, HostedName)
 	}
 	if e.node != nil {
 		names = append(names, e.node.Names...)

@@ -1,6 +1,8 @@
 package harness
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -136,3 +138,24 @@ func ephemeralFirst() int {
 
 // quiet swallows what servers say of clients that break off: cases do that.
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
+
+// Listening says whether somebody listens at a port of 127.0.0.1, without a
+// connection that a service could count.
+func Listening(port string) error {
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile("/proc/self/net/tcp")
+	if err != nil {
+		return nil // another system: nobody knows
+	}
+	const listen = "0A" // the state, behind local and remote address
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if len(f) > 3 && f[3] == listen && (f[1] == fmt.Sprintf("0100007F:%04X", n) || f[1] == fmt.Sprintf("00000000:%04X", n)) {
+			return nil
+		}
+	}
+	return errors.New("nobody listens")
+}

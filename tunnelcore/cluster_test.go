@@ -837,3 +837,76 @@ func TestShutdownWaitsForStreamsThroughOthers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Connections that are kept here for a next visitor make room for one who comes.
+func TestCrowdedDeviceOfAnotherNode(t *testing.T) {
+	var kept sync.Map // tunnel → connection
+	nodes := startNodes(t, 2, func(s *Settings) {
+		s.Limits.StreamsPerDevice = 1
+		s.Crowded = func(tunnel string) {
+			if c, ok := kept.LoadAndDelete(tunnel); ok {
+				c.(net.Conn).Close()
+			}
+		}
+	})
+	a := nodes[0].connect(hello("cam-17"))
+	v, c := nodes[1].through(a, "cam-17")
+	carries(t, v, c)
+	kept.Store(a.ready.Tunnel, v)
+	got := nodes[1].visit("cam-17", 80)
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the first stream: %v, want its end", err)
+	}
+	c.Close()
+	second := a.transfer(a.receive().(*wire.Open))
+	next := <-got
+	if next.err != nil {
+		t.Fatal(next.err)
+	}
+	t.Cleanup(func() { next.Close() })
+	carries(t, next.Conn, second)
+}
+
+// The registry is emptied, and knows of no other node for a moment: nothing breaks.
+func TestRegistryForgetsNodes(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	a := nodes[0].connect(hello("cam-17"))
+	v, c := nodes[1].through(a, "cam-17")
+	if err := nodes[1].reg.Registry.Leave(t.Context(), nodes[0].hub.node); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].look()
+	carries(t, v, c)
+	v, c = nodes[1].through(a, "cam-17")
+	carries(t, v, c)
+	// It was away for so long that its word about heartbeats is old.
+	nodes[1].hub.unanswered.Store(true)
+	nodes[1].hub.admission.clock.Store(&reading{registry: time.Now().Add(time.Hour), local: time.Now()})
+	peers := nodes[1].hub.admission.peers.All()
+	nodes[1].look()
+	if got := nodes[1].hub.admission.peers.All(); len(got) != len(peers) {
+		t.Errorf("%d of %d peers are left", len(got), len(peers))
+	}
+	carries(t, v, c)
+}
+
+// A visitor at the node that had the device does not wait until the old tunnel has ended.
+func TestVisitorAtTheLoser(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	h := hello("cam-17")
+	nodes[0].connect(h) // its agent answers nothing, no close frame either
+	second := nodes[1].connect(h)
+	eventually(t, "the loser knows", func() bool {
+		live, _ := nodes[0].hub.liveTunnel("cam-17")
+		return live == nil
+	})
+	began := time.Now()
+	v, c := nodes[0].through(second, "cam-17")
+	carries(t, v, c)
+	if took := time.Since(began); took > closeTime/2 {
+		t.Errorf("the visitor waited %v", took)
+	}
+	if got, err := nodes[0].hub.Lookup(t.Context(), second.ready.Hostname); err != nil || got.Node != "edge-b" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

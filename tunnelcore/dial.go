@@ -95,12 +95,7 @@ func (h *Hub) dialTunnel(ctx context.Context, t *tunnel, s *session, port uint16
 	if _, ok := t.port(port); !ok {
 		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
 	}
-	crowded := func() {
-		if f := h.settings.Load().Crowded; f != nil {
-			f(t.holder.Tunnel)
-		}
-	}
-	if err := s.slots.acquire(ctx, slotTime, crowded); errors.Is(err, errNoSlot) {
+	if err := s.slots.acquire(ctx, slotTime, func() { h.crowded(t.holder.Tunnel) }); errors.Is(err, errNoSlot) {
 		return nil, busy()
 	} else if err != nil {
 		return nil, answers.From(err)
@@ -121,6 +116,13 @@ func (h *Hub) dialTunnel(ctx context.Context, t *tunnel, s *session, port uint16
 		o.release()
 	}
 	return c, err
+}
+
+// crowded tells the host that a device has no room for a visitor.
+func (h *Hub) crowded(tunnel string) {
+	if f := h.settings.Load().Crowded; f != nil {
+		f(tunnel)
+	}
 }
 
 // greet waits until the agent was told what is in force: `ready` comes before

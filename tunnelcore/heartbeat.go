@@ -272,6 +272,8 @@ func (h *Hub) beat() error {
 		h.look(ctx, began.Add(time.Since(began)/2))
 	case errors.Is(err, registry.ErrNodeLive):
 		h.joined.Store(false)
+	default:
+		h.unanswered.Store(true)
 	}
 	return err
 }
@@ -283,7 +285,11 @@ func (h *Hub) look(ctx context.Context, beaten time.Time) {
 		if ctx.Err() == nil {
 			h.log().Debug("the other nodes are not known", "error", err)
 		}
+		h.unanswered.Store(true)
 		return // what was known of them may still be true
+	}
+	if h.unanswered.Swap(false) {
+		h.answered.Store(int64(time.Since(h.started)))
 	}
 	others := slices.DeleteFunc(all, func(n registry.Node) bool {
 		if n.ID == h.node.ID && n.Epoch == h.node.Epoch {
@@ -291,6 +297,7 @@ func (h *Hub) look(ctx context.Context, beaten time.Time) {
 		}
 		return n.ID == h.node.ID
 	})
+	others = append(others, h.stillThere(others)...)
 	gone := h.admission.peers.Update(others)
 	if len(others) > 0 && h.settings.Load().Node.URL == "" && !h.admission.warned.Swap(true) {
 		h.log().Warn("this node has no url, so that no agent is sent here or from here to another node: write `url https://…`, where agents reach this very node, in its `node` block")
@@ -349,6 +356,7 @@ func (h *Hub) closeLost(lost []registry.Holder) {
 		t := h.tunnels[holder.Tunnel]
 		h.mu.Unlock()
 		if t != nil {
+			h.disown(t)
 			t.closeSoon(h.whyLost(holder))
 		}
 	}

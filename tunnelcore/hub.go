@@ -72,6 +72,9 @@ type Hub struct {
 	newcomers atomic.Pointer[[]registry.Node] // of which the heartbeat may not know yet
 	looks     bucket                          // for those
 	bereaved  atomic.Int64                    // when a node was last found gone, in nanoseconds since started
+	answered  atomic.Int64                    // when the registry began to answer again, likewise; 0: it always has
+
+	unanswered atomic.Bool // the last heartbeat
 
 	streams, parked atomic.Int64 // for Stats
 	parkedFor       time.Duration

@@ -124,6 +124,7 @@ func (h *Hub) recheck(t *tunnel) bool {
 	if len(lost) == 0 {
 		return true
 	}
+	h.disown(t)
 	code, why := h.whyLost(t.holder)
 	if code == wire.CloseRestart {
 		why = "ended by an operator"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"time"
@@ -16,6 +17,10 @@ import (
 // ServePeer answers the request of another node, at cluster.Path. It returns as soon
 // as the connection is handed over.
 func (h *Hub) ServePeer(w http.ResponseWriter, r *http.Request) { h.link.Serve(w, r) }
+
+// restoreTime is how long after a registry has lost data, or was away, it may not know yet
+// what lives.
+const restoreTime = 15 * time.Second
 
 // lookBurst and lookRate, per second, bound the questions which nodes there are besides
 // those of the heartbeat.
@@ -64,6 +69,7 @@ func (s served) Replaced(won registry.Holder) {
 	if t == nil || t.holder.Tunnel == won.Tunnel || t.holder.Generation >= won.Generation {
 		return
 	}
+	h.disown(t)
 	t.leave("replaced by a newer tunnel")
 	if h.beginTransfer() {
 		go func() { // Shutdown waits for it
@@ -71,6 +77,17 @@ func (s served) Replaced(won registry.Holder) {
 			h.dropReplaced(d, t, won)
 		}()
 	}
+}
+
+// disown has visitors not come to t any more, which does not hold its device and is about
+// to end: that takes its time, and the device may be elsewhere by now.
+func (h *Hub) disown(t *tunnel) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if t.device.leave(t, true) {
+		h.gone[t.device] = struct{}{}
+	}
+	h.labels.CompareAndDelete(t.label, t)
 }
 
 // dropReplaced aborts the streams of a tunnel that was replaced at another node, if that
@@ -103,6 +120,33 @@ func (h *Hub) peersGone(gone []registry.NodeRef) {
 		h.routes.forgetNode(n)
 		h.link.Forget(n)
 	}
+}
+
+// stillThere returns those of the peers that are not among the live nodes of the registry,
+// but may live all the same: it has forgotten them, or nobody could tell it for a while.
+func (h *Hub) stillThere(live []registry.Node) []registry.Node {
+	var missing []registry.Node
+	now := h.admission.now()
+	for _, p := range h.admission.peers.All() {
+		there := func(n registry.Node) bool { return n.ID == p.ID }
+		if slices.ContainsFunc(live, there) {
+			continue
+		}
+		if now.Sub(p.At) < registry.NodeTTL-tickTime || h.restored() < restoreTime {
+			missing = append(missing, p)
+		}
+	}
+	return missing
+}
+
+// restored is how long ago the registry began to answer again; nearly for ever if it
+// always has.
+func (h *Hub) restored() time.Duration {
+	since := h.answered.Load()
+	if since == 0 {
+		return math.MaxInt64
+	}
+	return time.Since(h.started.Add(time.Duration(since)))
 }
 
 // alone says whether no other node is known.

@@ -22,6 +22,10 @@ const (
 	failTime = 500 * time.Millisecond
 	// infoTimeout bounds a question to another node.
 	infoTimeout = 3 * time.Second
+	// crowdedTime is how long an open may take at another node before connections are
+	// closed that are kept here for a next visitor: they may be what the device has no
+	// room beside.
+	crowdedTime = 250 * time.Millisecond
 	// peerRetry is when visitors may try again whose device is at a node that does not
 	// answer: by then it has been found dead, or answers.
 	peerRetry = registry.NodeHeartbeat
@@ -250,6 +254,8 @@ func (h *Hub) dialPeer(ctx context.Context, m *remote, port uint16, from netip.A
 	p, err := h.peer(ctx, m.node)
 	var c *stream.Stream
 	if err == nil {
+		crowded := time.AfterFunc(crowdedTime, func() { h.crowded(m.holder.Tunnel) })
+		defer crowded.Stop()
 		c, err = h.link.Dial(ctx, p, cluster.Open{Device: m.holder.Device, Tunnel: m.holder.Tunnel, Port: port, From: from})
 	}
 	switch {

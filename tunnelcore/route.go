@@ -49,6 +49,7 @@ type route struct {
 	remote *remote         // the tunnel, when it is another node's
 	at     time.Time       // as of which it was so; zero: something has happened since
 	doubt  time.Time       // when that was
+	lost   time.Time       // since when the registry has forgotten it; zero: it has not
 }
 
 // fresh says whether the route is believed without asking.
@@ -201,6 +202,8 @@ func (r *routes) answer(k key, q *question, charged bool) {
 	case q.err == nil:
 		r.away = time.Time{}
 		q.route, over = r.learnLocked(rec, q.at, current)
+	case unknown && current && r.keepLocked(r.knownLocked(k), q.at):
+		q.route, q.err = r.knownLocked(k), nil
 	case unknown && current:
 		over = append(over, r.forgetLocked(r.knownLocked(k)))
 		if len(r.absent) >= maxAbsent {
@@ -215,13 +218,37 @@ func (r *routes) answer(k key, q *question, charged bool) {
 	close(q.done)
 }
 
+// keepLocked keeps a route to a tunnel of which the registry knows no more, as of a
+// moment: when it has lost data, what lives is written again within restoreTime. The
+// tunnel's node knows better until then. It says false when there is nothing to keep. It
+// wants mu.
+func (r *routes) keepLocked(rt *route, at time.Time) bool {
+	if rt == nil || rt.remote == nil || rt.remote.failing() != (time.Time{}) {
+		return false
+	}
+	kept := *rt
+	kept.at = at
+	if kept.lost.IsZero() {
+		kept.lost = at
+	}
+	if at.Sub(kept.lost) >= restoreTime {
+		return false
+	}
+	r.byDevice[rt.rec.Device], r.byLabel[rt.rec.Label] = &kept, &kept
+	return true
+}
+
 // learnLocked makes a route of a record as of a moment, and remembers it if keep. It
 // returns the tunnels that are over by that. It wants mu.
 func (r *routes) learnLocked(rec registry.Record, at time.Time, keep bool) (rt *route, over []*remote) {
 	rec.Ports = nil
 	rt = &route{rec: rec, at: at}
 	old := r.byDevice[rec.Device]
-	if n := rec.Online.Node.ID; n != "" && n != r.hub.node.ID {
+	n := rec.Online.Node.ID
+	if n == "" && rec.Why == registry.WhyNodeGone && r.outlivesLocked(old, rec) {
+		rt.remote = old.remote
+	}
+	if n != "" && n != r.hub.node.ID {
 		if old != nil && old.remote != nil && old.remote.holder == rec.Online.Holder {
 			rt.remote = old.remote
 		} else {
@@ -248,6 +275,16 @@ func (r *routes) learnLocked(rec registry.Record, at time.Time, keep bool) (rt *
 		r.wakeLocked(rec.Device)
 	}
 	return rt, over
+}
+
+// outlivesLocked says whether the tunnel of a route may live although its node seems to
+// be gone by rec: this node knows it as live. It wants mu.
+func (r *routes) outlivesLocked(old *route, rec registry.Record) bool {
+	if old == nil || old.remote == nil || old.remote.holder.Generation != rec.Generation {
+		return false
+	}
+	n, ok := r.hub.admission.peers.Find(old.remote.node.ID)
+	return ok && n.NodeRef == old.remote.node
 }
 
 // anyLocked picks a route to make room for another one. It wants mu.

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -335,6 +336,45 @@ func TestRoutesToADeadNode(t *testing.T) {
 		}
 		if got := finds(t, r, "on"); got != "offline" {
 			t.Errorf("now: %s", got)
+		}
+	})
+}
+
+// A registry that has forgotten what lives is not believed at once.
+func TestRegistryForgets(t *testing.T) {
+	routed(t, func(t *testing.T, r *routes, reg *told, ended <-chan string) {
+		reg.set(func() { reg.by["on"], reg.by["off"] = recordAt("on", "t1"), recordAt("off", "") })
+		finds(t, r, "on")
+		finds(t, r, "off")
+		reg.set(func() { clear(reg.by) })
+		for range restoreTime / time.Second {
+			time.Sleep(time.Second)
+			if got := finds(t, r, "on"); got != "t1" {
+				t.Fatalf("live route: %s", got)
+			}
+			if got := finds(t, r, "off"); got != "unknown" {
+				t.Fatalf("the other: %s", got)
+			}
+		}
+		time.Sleep(2 * routeTime)
+		if got := finds(t, r, "on"); got != "unknown" {
+			t.Errorf("at the end: %s", got)
+		}
+		if got := <-ended; got != "t1" {
+			t.Errorf("%s has ended", got)
+		}
+		// Its node knows better.
+		reg.set(func() { reg.by["on"] = recordAt("on", "t2") })
+		time.Sleep(absentTime)
+		finds(t, r, "on")
+		reg.set(func() { clear(reg.by) })
+		m := r.byLabel["on"].remote
+		began := time.Now()
+		m.fail(cluster.ErrNotHere)
+		time.Sleep(time.Millisecond)
+		r.refused(m, began)
+		if got := finds(t, r, "on"); got != "unknown" {
+			t.Errorf("a tunnel that its node denies: %s", got)
 		}
 	})
 }

@@ -109,7 +109,6 @@ type node struct {
 	ended chan string // ids of tunnels that the host was told are over
 	peers peerCount
 	cut   atomic.Bool // its peers do not reach it
-	gates sync.WaitGroup
 }
 
 // peerCount counts what hubs tell of streams through others.

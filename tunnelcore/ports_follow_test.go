@@ -3,8 +3,10 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -283,9 +285,11 @@ func TestPublicPortTold(t *testing.T) {
 // TestManyPublicPorts opens thousands, and changes few of them.
 func TestManyPublicPorts(t *testing.T) {
 	const first, count = 11000, 4000
+	// An address that no other run of this test has.
+	bind := fmt.Sprintf("127.%d.%d.9", 1+os.Getpid()>>8&127, os.Getpid()&255)
 	reg := &listedPorts{Registry: newAway(t).Registry}
 	e := startEdgeOver(t, reg, func(s *Settings) {
-		s.TCP = &TCPPorts{First: first, Last: first + count, Bind: []string{"127.0.0.9"}}
+		s.TCP = &TCPPorts{First: first, Last: first + count, Bind: []string{bind}}
 	})
 	list := make([]registry.PortLease, count)
 	for i := range list {

@@ -178,6 +178,7 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, a Arrival) e
 	if err != nil {
 		return err
 	}
+	defer h.arrived(t)
 	if err := h.admit(t, r, a); err != nil {
 		h.arrivals.giveBack()
 		return err
@@ -346,6 +347,7 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	h.wg.Add(1)
 	delete(h.gone, t.device)
 	h.tunnels[t.holder.Tunnel] = t
+	delete(h.coming, t)
 	h.admission.count(len(h.tunnels))
 	h.labels.Store(t.label, t)
 	h.routes.wake(t.holder.Device) // now that the label leads here
@@ -366,6 +368,17 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 	}
 	// Last: who finds no tunnel by its label then finds the device without one,
 	// and waits for the next.
+	h.labels.CompareAndDelete(t.label, t)
+}
+
+// unroute leads no further visitor to t, which is about to end. Its streams can still get
+// transfer sockets.
+func (h *Hub) unroute(t *tunnel) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if t.device.leave(t, false) {
+		h.gone[t.device] = struct{}{}
+	}
 	h.labels.CompareAndDelete(t.label, t)
 }
 

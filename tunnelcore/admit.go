@@ -75,9 +75,13 @@ func (e *elsewhere) Error() string { return "sent to node " + e.to.ID }
 
 // admit decides whether there is room for a tunnel of a device that has proved
 // itself. No device can use up what is there for all.
+//
+// Until its tunnel is up, or arrived is called, it counts among those that come: else
+// a crowd would be let in for as long as its first ones take.
 func (h *Hub) admit(t *tunnel, r *http.Request, a Arrival) error {
 	h.mu.Lock()
 	d := h.deviceLocked(t.holder.Device)
+	h.coming[t] = struct{}{}
 	h.mu.Unlock()
 	switch {
 	case !h.joined.Load():
@@ -88,12 +92,22 @@ func (h *Hub) admit(t *tunnel, r *http.Request, a Arrival) error {
 	return h.place(d, t, r, a)
 }
 
+// arrived says that t has come, or will not. It may be called again.
+func (h *Hub) arrived(t *tunnel) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.coming, t)
+}
+
 // place decides whether an agent stays at this node. One that had a tunnel here a
 // moment ago does, if it can: its streams are here.
 func (h *Hub) place(d *device, t *tunnel, r *http.Request, a Arrival) error {
 	old, was := d.live()
 	own := h.self()
 	own.At = h.admission.now()
+	h.mu.Lock()
+	own.Clients += len(h.coming) - 1 // without this one
+	h.mu.Unlock()
 	if old != nil {
 		own.Clients-- // in whose place it comes
 	}

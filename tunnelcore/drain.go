@@ -15,8 +15,9 @@ const (
 	// drainLook is how often a draining node looks for tunnels that it has not told.
 	drainLook = time.Second
 	// drainHeld is how old a tunnel must be to be told that came while the node was
-	// draining already, because nobody else could take it.
-	drainHeld = 30 * time.Second
+	// draining already, because nobody else could take it. An agent that is told again
+	// and again waits ever longer.
+	drainHeld = 3 * time.Second
 	// exitTime bounds how long a node that stops waits for the registry to know.
 	exitTime = 2 * time.Second
 )
@@ -183,9 +184,11 @@ func (t *tunnel) tellMoving() bool {
 	return true
 }
 
-// leave ends a tunnel that another one has replaced. Of one that was told to leave, the
-// streams go on that would end with it, for a while.
+// leave ends a tunnel that another one has replaced: visitors find that one at once.
+// Of a tunnel that was told to leave, the streams go on that would end with it, for a
+// while.
 func (t *tunnel) leave(why string) {
+	t.hub.unroute(t)
 	t.mu.Lock()
 	moving := t.moving
 	t.mu.Unlock()

@@ -99,6 +99,7 @@ type Hub struct {
 	gone     map[*device]struct{} // those of devices without a tunnel
 	tunnels  map[string]*tunnel   // by tunnel id
 	claiming map[string]struct{}
+	coming   map[*tunnel]struct{} // those that were let in and are not up yet
 	wheel    wheel
 }
 
@@ -131,6 +132,7 @@ func New(c Config) (*Hub, error) {
 		gone:      make(map[*device]struct{}),
 		tunnels:   make(map[string]*tunnel),
 		claiming:  make(map[string]struct{}),
+		coming:    make(map[*tunnel]struct{}),
 		admission: admission{moved: make(chan struct{}, 1)},
 		visitors:  newVisitors(),
 	}

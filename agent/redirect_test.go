@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -181,7 +182,8 @@ func TestRedirectAgainstTheWord(t *testing.T) {
 	c := config(e, echo(t))
 	c.Once = true
 	err := mustNew(t, c).Run(t.Context())
-	if want := "answered 307"; err == nil || !strings.Contains(err.Error(), want) {
+	var refused *RefusedError
+	if !errors.As(err, &refused) || refused.Status != http.StatusTemporaryRedirect || !refused.Final() {
 		t.Errorf("Run: %v", err)
 	}
 	if len(e.asked) != 2 {

@@ -97,9 +97,9 @@ func (e *RefusedError) redirect() bool {
 }
 
 // Final reports whether trying again is unlikely to help: the edge found fault
-// with what the agent says or is. The agent tries again nevertheless, slowly.
+// with what the agent says or is, or sends it where it may not go (protocol §2.8). The agent tries again nevertheless, slowly.
 func (e *RefusedError) Final() bool {
-	return e.Status >= 400 && e.Status < 500 && e.Status != statusTooMany && e.Status != 408 // a timeout
+	return e.redirect() || e.Status >= 400 && e.Status < 500 && e.Status != statusTooMany && e.Status != 408 // a timeout
 }
 
 // newRefused reads an answer that was not 101.

@@ -106,7 +106,7 @@ func kinds() []harness.Kind {
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if !isSet("test.parallel") {
-		flag.Set("test.parallel", "6") // cases wait more than they compute
+		flag.Set("test.parallel", "8") // cases wait more than they compute
 	}
 	for _, name := range []string{"caddy", "iottunnel-agent", "thermometer"} {
 		if _, err := harness.FindBinary(name); err != nil {

@@ -371,17 +371,6 @@ func (h *Hub) unregister(t *tunnel, unclean bool) {
 	h.labels.CompareAndDelete(t.label, t)
 }
 
-// unroute leads no further visitor to t, which is about to end. Its streams can still get
-// transfer sockets.
-func (h *Hub) unroute(t *tunnel) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if t.device.leave(t, false) {
-		h.gone[t.device] = struct{}{}
-	}
-	h.labels.CompareAndDelete(t.label, t)
-}
-
 // deviceLocked returns what is kept of a device, made if need be. It wants mu.
 func (h *Hub) deviceLocked(id string) *device {
 	d := h.devices[id]

@@ -184,11 +184,10 @@ func (t *tunnel) tellMoving() bool {
 	return true
 }
 
-// leave ends a tunnel that another one has replaced: visitors find that one at once.
-// Of a tunnel that was told to leave, the streams go on that would end with it, for a
+// leave ends a tunnel that another one has replaced, and to which visitors come no
+// more. Of one that was told to leave, the streams go on that would end with it, for a
 // while.
 func (t *tunnel) leave(why string) {
-	t.hub.unroute(t)
 	t.mu.Lock()
 	moving := t.moving
 	t.mu.Unlock()

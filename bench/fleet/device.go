@@ -68,7 +68,10 @@ func (d *device) run(ctx context.Context) {
 		case errors.As(err, &refused) && (refused.status == 401 || refused.status == 403):
 			wait = 5*time.Minute + rand.N(10*time.Minute)
 		case errors.As(err, &refused):
-			wait = min(refused.after, 10*time.Minute) + rand.N(maxBackoff)
+			wait = rand.N(maxBackoff)
+			if told := min(refused.after, 10*time.Minute); told > 0 {
+				wait = told + rand.N(told/5)
+			}
 		case !errors.Is(err, errLost) || time.Since(begin) < 30*time.Second && wait != 0:
 			wait = rand.N(backoff)
 			backoff = min(2*backoff, maxBackoff)

@@ -193,7 +193,9 @@ func (c *crew) join(t *testing.T, nodes []*harness.Node, flags ...string) *held 
 	h.host = up.Hostname(t, 80)
 	if up.URLs[7] != "" {
 		h.port = publicPort(t, up, 7)
-		c.listen(t, h)
+		if !slices.ContainsFunc(c.Nodes, func(n *harness.Node) bool { return n.Internal == "" }) { // such a node is reached by no other
+			c.listen(t, h)
+		}
 	}
 	return h
 }
@@ -203,7 +205,7 @@ func (c *crew) join(t *testing.T, nodes []*harness.Node, flags ...string) *held 
 func (c *crew) listen(t *testing.T, h *held) {
 	t.Helper()
 	for _, n := range c.Nodes {
-		if n.Running() && n.Internal != "" && c.visitor == nil { // one without knows no others
+		if n.Running() && c.visitor == nil {
 			harness.Eventually(t, 5*time.Second, "port "+h.port+" is open at "+n.ID, c.at(t, n, h).echoes)
 		}
 	}

@@ -1,14 +1,18 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -208,4 +212,116 @@ func TestLiteRefused(t *testing.T) {
 			t.Errorf("status %d\n%s", status, errs)
 		}
 	})
+}
+
+// TestLitePrograms runs the programs that answer by themselves: on POSIX sockets, and
+// on lwIP behind a tap device in a network of its own.
+func TestLitePrograms(t *testing.T) {
+	face := func(t *testing.T) harness.Face {
+		return harness.Shared(t, harness.Kinds[slices.IndexFunc(harness.Kinds, func(k harness.Kind) bool { return k.Name() == "plain" })])
+	}
+	t.Run("posix", func(t *testing.T) {
+		f := face(t)
+		binary := example(t, "posix", "-std=c99", "-D_POSIX_C_SOURCE=200809L", "iott_posix.c", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+		servesPage(t, f, f.Servers()[0], binary)
+	})
+	t.Run("lwip", func(t *testing.T) {
+		if os.Geteuid() != 0 {
+			t.Skip("a tap device wants root")
+		}
+		if _, err := os.Stat("/usr/include/lwip"); err != nil {
+			t.Fatalf("%v: install liblwip-dev", err)
+		}
+		f := face(t)
+		binary := example(t, "lwip", "-std=gnu99", "-I/usr/include/lwip", "iott_lwip.c", "-llwip", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+		// The goroutine's thread has the network, and ends with it.
+		runtime.LockOSThread()
+		if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
+			t.Fatal(err)
+		}
+		// Debian's build of lwIP writes beyond its buffers when a frame is longer than 592 bytes.
+		for _, args := range []string{"link set lo up", "tuntap add tap0 mode tap", "link set tap0 mtu 576", "addr add 10.0.0.1/24 dev tap0", "link set tap0 up"} {
+			if out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput(); err != nil {
+				t.Fatalf("ip %s: %v\n%s", args, err, out)
+			}
+		}
+		edge, err := net.Listen("tcp", "10.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { edge.Close() })
+		go func() { // the edge is in the network outside
+			for {
+				c, err := edge.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					to, err := net.Dial("tcp", strings.TrimPrefix(f.Servers()[0], "ws://"))
+					if err != nil {
+						return
+					}
+					defer to.Close()
+					go func() {
+						io.Copy(to, c)
+						to.Close()
+					}()
+					io.Copy(c, to)
+				}()
+			}
+		}()
+		t.Setenv("PRECONFIGURED_TAPIF", "tap0")
+		servesPage(t, f, "ws://"+edge.Addr().String(), binary, "10.0.0.2", "255.255.255.0", "10.0.0.1")
+	})
+}
+
+// example builds one of the examples.
+func example(t *testing.T, name string, flags ...string) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), name)
+	args := append([]string{"cc", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-o", binary, "examples/" + name + ".c", "iott.c"}, flags...)
+	if status, out, errs := harness.RunToEnd(t, 2*time.Minute, harness.Command{Name: "cc", Args: args, Dir: "../agent/c"}); status != 0 {
+		t.Fatalf("%q: %d\n%s%s", args, status, out, errs)
+	}
+	return binary
+}
+
+// servesPage starts a program and visits its page many times.
+func servesPage(t *testing.T, f harness.Face, server, binary string, args ...string) {
+	t.Helper()
+	d := f.NewDevice(t)
+	cmd := exec.Command(binary, append([]string{server, d.ID, d.Token}, args...)...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait() // it was killed
+	})
+	stuck := time.AfterFunc(harness.UpTime, func() { cmd.Process.Kill() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	stuck.Stop()
+	_, address, ok := strings.Cut(strings.TrimSpace(line), " ")
+	if err != nil || !ok {
+		t.Fatalf("the program said %q, %v", line, err)
+	}
+	client := harness.Visitor(t, f, false)
+	for range 20 {
+		r, err := client.Get(address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if err != nil || r.StatusCode != 200 || string(body) != "21.5 degrees Celsius\n" {
+			t.Fatalf("%d %q, %v", r.StatusCode, body, err)
+		}
+	}
 }

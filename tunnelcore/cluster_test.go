@@ -657,6 +657,26 @@ func TestGoodbyeAtAnotherNode(t *testing.T) {
 	}
 }
 
+// What a host keeps to a device goes with its tunnel, wherever that was, though nobody
+// asks for the device any more.
+func TestGoodbyeReachesOtherNodes(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	a := nodes[0].connect(hello("cam-17"))
+	eventually(t, "the route is remembered", func() bool { // not while news of the device come in
+		if _, err := nodes[1].hub.Lookup(t.Context(), a.ready.Hostname); err != nil {
+			t.Fatal(err)
+		}
+		r := nodes[1].hub.routes
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.byDevice["cam-17"] != nil
+	})
+	if err := a.sock.WriteClose(wire.CloseGoingAway, "", time.Second); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].over(a.ready.Tunnel)
+}
+
 // A node that is held up, or cut off, while the registry believes in it.
 func TestNodeDoesNotAnswer(t *testing.T) {
 	nodes := startNodes(t, 2, func(s *Settings) { s.Wait = 300 * time.Millisecond })

@@ -342,6 +342,18 @@ func (r *routes) stale(device, label string) {
 	r.wakeLocked(device)
 }
 
+// renew has the registry asked at once about a device that visitors of this node have
+// reached at another one: if its tunnel is over, the connections that the host keeps to
+// it have to go, or its agent waits for them before it ends.
+func (r *routes) renew(device string) {
+	r.mu.Lock()
+	rt := r.byDevice[device]
+	r.mu.Unlock()
+	if rt != nil && rt.remote != nil {
+		_, _, _ = r.ask(key{device: true, name: device}) // nobody waits for the answer
+	}
+}
+
 // forgetQuestionLocked has those who come now ask anew: an answer that is under way may
 // be from before. It wants mu.
 func (r *routes) forgetQuestionLocked(device, label string) {
@@ -434,6 +446,7 @@ func (h *Hub) routing() {
 				h.routes.allStale()
 			case hint.Device != "" || hint.Label != "":
 				h.routes.stale(hint.Device, hint.Label)
+				h.routes.renew(hint.Device)
 			}
 		case now := <-sweep.C:
 			h.routes.sweep(now)

@@ -1,4 +1,4 @@
-/* iott_mbedtls speaks TLS for an iott client, with Mbed TLS 2.28 or 3, over any port: it is
+/* iott_mbedtls speaks TLS for an iott client, with Mbed TLS 2.28, over any port: it is
  * a port itself, whose plain sockets are another one's. */
 #ifndef IOTT_MBEDTLS_H
 #define IOTT_MBEDTLS_H

@@ -467,6 +467,31 @@ func TestLoserCannotBeReached(t *testing.T) {
 	carries(t, v, c)
 }
 
+// A node that others took for dead, and that nobody could tell, finds out by itself
+// which devices are not its own any more.
+func TestNodeThatWasTakenForDead(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	first := nodes[0].connect(hello("cam-17"))
+	rec, err := nodes[0].reg.ByDevice(t.Context(), "cam-17")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = nodes[1].reg.Claim(t.Context(), registry.Claim{
+		Device: "cam-17", Instance: wire.NewID(), Tunnel: wire.NewID(), Node: nodes[1].hub.node,
+		Label: rec.Label, Lease: time.Hour, Evict: rec.Online.Holder,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nodes[0].hub.beaten.Store(int64(time.Since(nodes[0].hub.started) - registry.NodeTTL))
+	if err := nodes[0].hub.beat(); err != nil {
+		t.Fatal(err)
+	}
+	if got := first.closed(); got.Code != wire.CloseReplaced {
+		t.Errorf("the tunnel: %v", got)
+	}
+}
+
 // Instances of a device that take it from each other at different nodes are two
 // devices of one name.
 func TestClonesAtTwoNodes(t *testing.T) {

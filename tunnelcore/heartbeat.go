@@ -28,6 +28,9 @@ const (
 	// takenTime is what the tunnels are spread over that have to leave a node whose id
 	// another process has taken.
 	takenTime = 30 * time.Second
+	// missedTime is how long after a heartbeat the node may count as dead for others
+	// when the next one is taken, with what that one may need itself.
+	missedTime = registry.NodeTTL - registry.NodeHeartbeat
 	// restoreTimeout bounds one attempt to write again what all tunnels hold, and
 	// restorePause is what follows one that fails.
 	restoreTimeout = 30 * time.Second
@@ -267,6 +270,12 @@ func (h *Hub) beat() error {
 	err := h.reg.Beat(ctx, own)
 	switch {
 	case err == nil:
+		if now := time.Since(h.started); now-time.Duration(h.beaten.Swap(int64(now))) > missedTime {
+			select {
+			case h.lapsed <- struct{}{}:
+			default: // refreshing looks anyway
+			}
+		}
 		h.admission.told.Store(int64(own.Clients))
 		h.joined.Store(true)
 		h.look(ctx, began.Add(time.Since(began)/2))
@@ -322,6 +331,8 @@ func (h *Hub) refreshing() {
 			if h.settings.Load().Lease == lease {
 				continue
 			}
+		case <-h.lapsed: // so other nodes may have been given what is held here
+			next.Stop()
 		case <-next.C:
 		}
 		last = time.Now()

@@ -55,6 +55,11 @@ type Hub struct {
 	down               chan struct{}
 	// changed makes refreshing look at the lease again after Update.
 	changed chan struct{}
+	// lapsed makes refreshing look whether tunnels still hold their devices: this node
+	// may have counted as dead. beaten is when its last heartbeat was taken, in
+	// nanoseconds since started.
+	lapsed chan struct{}
+	beaten atomic.Int64
 
 	handshakes handshakeLimiter
 	arrivals   gate
@@ -126,6 +131,7 @@ func New(c Config) (*Hub, error) {
 		observer:  cmp.Or[Observer](c.Observer, unobserved{}),
 		started:   time.Now(),
 		changed:   make(chan struct{}, 1),
+		lapsed:    make(chan struct{}, 1),
 		down:      make(chan struct{}),
 		parkedFor: parkedTime,
 		devices:   make(map[string]*device),

@@ -335,6 +335,11 @@ func upgrade(w http.ResponseWriter, r *http.Request, buffer int) (*socket.Socket
 // register makes t its device's tunnel, and counts its goroutine. ok is false
 // when a newer tunnel is there, or the hub stops.
 func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) {
+	defer func() {
+		if ok { // without h.mu, which routes take inside their own
+			h.routes.wake(t.holder.Device) // now that the label leads here
+		}
+	}()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stopping {
@@ -350,7 +355,6 @@ func (h *Hub) register(t *tunnel) (old *tunnel, drop []*stream.Stream, ok bool) 
 	delete(h.coming, t)
 	h.admission.count(len(h.tunnels))
 	h.labels.Store(t.label, t)
-	h.routes.wake(t.holder.Device) // now that the label leads here
 	t.pulse.heard = t.sock.Heard()
 	h.wheel.add(t, jitter(t.bound.heartbeat))
 	return old, drop, true

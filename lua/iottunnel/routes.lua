@@ -27,9 +27,9 @@ local STALE = 3600
 -- come back within their largest backoff.
 local RECONNECT = 30
 
--- How many labels per second may turn out to be nobody's. Beyond, only labels
--- that are known are looked up.
-local UNKNOWN_RATE = 1000
+-- How many labels per second may turn out to be nobody's: of those that one address
+-- asks for, and of all. Beyond, only labels that are known are looked up.
+local UNKNOWN_EACH, UNKNOWN_RATE = 100, 10000
 
 -- How often to look whether another worker has read a label, in seconds.
 local POLL = 0.003
@@ -122,11 +122,25 @@ local function refused(reply)
 end
 
 
+-- counters names what counts the unknown labels of this second: those of the
+-- visitor's address, of IPv6 its network, and those of all.
+local function counters()
+    local address = ngx.var.binary_remote_addr or ""
+    if #address > 8 then
+        address = address:sub(1, 8) -- whoever has one has the whole /64
+    end
+    local second = ":" .. floor(ngx.now())
+    return "unknown:" .. address .. second, "unknown" .. second
+end
+
+
 -- nobodys notes that nobody has a label.
 local function nobodys(label)
     cache:delete(label)
     unknown:set(label, true, UNKNOWN)
-    state:incr("unknown:" .. floor(ngx.now()), 1, 0, 2)
+    local own, all = counters()
+    unknown:incr(own, 1, 0, 2)
+    state:incr(all, 1, 0, 2)
     return { unknown = true }
 end
 
@@ -164,9 +178,11 @@ end
 
 
 -- flooded reports whether so many labels have turned out to be nobody's in this
--- second that others must not be looked up.
+-- second that others must not be looked up for this visitor.
 local function flooded()
-    return (state:get("unknown:" .. floor(ngx.now())) or 0) >= UNKNOWN_RATE
+    local own, all = counters()
+    return (unknown:get(own) or 0) >= UNKNOWN_EACH
+        or (state:get(all) or 0) >= UNKNOWN_RATE
 end
 
 

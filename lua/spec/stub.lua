@@ -89,6 +89,7 @@ function _M.install()
         sleep = function(seconds) clock.now = clock.now + seconds end,
         timer = { at = function() return true end },
         worker = { pid = function() return 1 end },
+        var = {},
     }
     package.loaded["ngx.semaphore"] = { new = function()
         return { post = function() end, wait = function() return true end }

@@ -464,6 +464,76 @@ func TestNginxFollows(t *testing.T) {
 	}
 }
 
+// TestNginxKeptConnections: a kept connection that ends as it is used costs no visitor
+// anything, and what may not be sent twice is sent once.
+func TestNginxKeptConnections(t *testing.T) {
+	t.Parallel()
+	r := harness.StartRedis(t, harness.RedisSetup{})
+	a := playNode(t, r, "edge-a")
+	var mu sync.Mutex
+	served := make(map[string]int) // requests by the connection they came on
+	var cut, kept atomic.Int64
+	hangUp := func(w http.ResponseWriter) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close()
+	}
+	a.Serve(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		served[r.RemoteAddr]++
+		used := served[r.RemoteAddr]
+		mu.Unlock()
+		if used == 2 {
+			cut.Add(1)
+			hangUp(w)
+			return
+		}
+		if r.Header.Get("Connection") != "close" {
+			kept.Add(1)
+		}
+		fmt.Fprintf(w, "%s of %s", r.Method, r.URL.Path)
+	})
+	a.Hold(t, "lamp", "lamp-1")
+	n := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r)})
+	c := n.Client(t)
+	for i := range 40 {
+		method := []string{"GET", "HEAD", "OPTIONS", "GET"}[i%4]
+		path := "/" + strconv.Itoa(i)
+		want := method + " of " + path
+		if method == "HEAD" {
+			want = ""
+		}
+		if g := fetch(t, c, method, "lamp.devices.test", path, nil); g.status != 200 || g.body != want {
+			t.Errorf("%s: %v", method, g)
+		}
+	}
+	if cut.Load() == 0 || kept.Load() == 0 {
+		t.Errorf("%d requests came by a kept connection, and %d asked to keep theirs: nothing was tried", cut.Load(), kept.Load())
+	}
+	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
+		before := cut.Load()
+		if g := fetch(t, c, method, "lamp.devices.test", "/", strings.NewReader("body")); g.body != method+" of /" {
+			t.Errorf("%s: %v", method, g)
+		}
+		if cut.Load() != before {
+			t.Errorf("%s came by a kept connection", method)
+		}
+	}
+
+	// A node that takes a request and then hangs up may have served it.
+	a.Serve(func(w http.ResponseWriter, r *http.Request) { hangUp(w) })
+	for _, method := range []string{"POST", "PATCH"} {
+		hits := a.hits.Load()
+		g := fetch(t, c, method, "lamp.devices.test", "/", strings.NewReader("body"))
+		if g.status != 503 || g.header.Get("Iottunnel-Error") != "unavailable" || a.hits.Load() != hits+1 {
+			t.Errorf("%s: %v after %d tries; want 503 after 1", method, g, a.hits.Load()-hits)
+		}
+	}
+}
+
 // TestNginxWaits: a device whose connection broke is waited for.
 func TestNginxWaits(t *testing.T) {
 	t.Parallel()

@@ -42,6 +42,20 @@ func (a *admission) now() time.Time {
 	return r.registry.Add(time.Since(r.local))
 }
 
+// lastBeat is when this node last told the others of itself, on the registry's clock:
+// what it knows of them is as old. A peer that is well may have done so a heartbeat
+// before. Once this node has missed one itself it is now, so that no peer seems well.
+func (a *admission) lastBeat() time.Time {
+	r := a.clock.Load()
+	if r == nil {
+		return time.Time{}
+	}
+	if since := time.Since(r.local); since > cluster.SilentAfter {
+		return r.registry.Add(since)
+	}
+	return r.registry
+}
+
 // count asks for a heartbeat when the number of clients has moved enough for the
 // others to know.
 func (a *admission) count(clients int) {
@@ -104,7 +118,7 @@ func (h *Hub) arrived(t *tunnel) {
 func (h *Hub) place(d *device, t *tunnel, r *http.Request, a Arrival) error {
 	old, was := d.live()
 	own := h.self()
-	own.At = h.admission.now()
+	own.At = h.admission.lastBeat()
 	h.mu.Lock()
 	own.Clients += len(h.coming) - 1 // without this one
 	h.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/agent"
 	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -130,6 +131,45 @@ func TestWhoIsNotRedirected(t *testing.T) {
 	if err := a.hub.Drain(t.Context(), -time.Second); err == nil {
 		t.Error("drains within less than no time")
 	}
+}
+
+// A peer that is well may have told of itself a heartbeat before this node, and this
+// node a heartbeat ago. One that has missed a heartbeat is sent nobody, nor is any by a
+// node that has missed its own.
+func TestWhichPeersAreWell(t *testing.T) {
+	const almost, missed = registry.NodeHeartbeat - 100*time.Millisecond, cluster.SilentAfter + time.Second
+	for _, c := range []struct {
+		name      string
+		own, peer time.Duration // since the own heartbeat, and from the peer's to that
+		want      cluster.Verdict
+	}{
+		{"both have just told", 0, 0, cluster.There},
+		{"both are about to", almost, almost, cluster.There},
+		{"the peer has missed one", 0, missed, cluster.Here},
+		{"the node has missed one", missed, 0, cluster.Here},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var a admission
+			now := time.Now()
+			a.clock.Store(&reading{registry: now, local: now})
+			a.peers.Update([]registry.Node{{NodeRef: registry.NodeRef{ID: "b"}, URL: "http://b", Capacity: 1, At: now.Add(-c.peer)}})
+			time.Sleep(c.own)
+			own := registry.Node{Capacity: 1, Draining: true, At: a.lastBeat()}
+			if _, got := cluster.Place(own, a.peers.Expected(), rand.IntN); got != c.want {
+				t.Errorf("%s: verdict %d, want %d", c.name, got, c.want)
+			}
+		})
+	}
+	nodes := startNodes(t, 2, reachable)
+	from := nodes[0]
+	if err := from.hub.Drain(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	peer, beaten := nodes[1].hub.self(), time.Now()
+	peer.At = beaten.Add(-almost)
+	from.hub.admission.peers.Update([]registry.Node{peer})
+	from.hub.admission.clock.Store(&reading{registry: beaten, local: beaten.Add(-almost)})
+	from.location(redirectable("cam-17"))
 }
 
 // runAgent runs a real agent that forwards port 80 to an echo, until the test ends.

@@ -17,10 +17,11 @@ const (
 	// movedShare and movedLeast are how far a node's number has moved when the others
 	// should hear of it before the next heartbeat is due.
 	movedShare, movedLeast = 0.02, 10
-	// silentAfter is how much older than this node's heartbeat a peer's is that has
-	// missed one.
-	silentAfter = registry.NodeHeartbeat * 3 / 2
 )
+
+// SilentAfter is how much older than this node's last heartbeat that of a peer is that
+// has missed one.
+const SilentAfter = registry.NodeHeartbeat * 3 / 2
 
 // Verdict is what becomes of a client that has come to a node.
 type Verdict int
@@ -34,7 +35,7 @@ const (
 
 // Place decides where a client goes that has come to own and may be sent
 // elsewhere. own.Clients are those that it has now, and peers' those that they are
-// known or expected to have, as of the moment own.At. draw returns a random
+// known or expected to have, as of this node's last heartbeat, own.At. draw returns a random
 // number below n.
 //
 // A node takes clients until it has a twentieth and the square root more than its
@@ -81,7 +82,7 @@ func load(n registry.Node) float64 { return float64(n.Clients) / float64(max(1, 
 // registry still counts it as live. Of one whose heartbeats have no time it does not
 // know.
 func silent(own, p registry.Node) bool {
-	return !own.At.IsZero() && !p.At.IsZero() && own.At.Sub(p.At) > silentAfter
+	return !own.At.IsZero() && !p.At.IsZero() && own.At.Sub(p.At) > SilentAfter
 }
 
 // targets are the peers that a client can be sent to.

@@ -27,7 +27,7 @@ func TestPlace(t *testing.T) {
 	}
 	draining := func(n *registry.Node) { n.Draining = true }
 	nowhere := func(n *registry.Node) { n.URL = "" }
-	late := func(n *registry.Node) { n.At = n.At.Add(-silentAfter - time.Millisecond) }
+	late := func(n *registry.Node) { n.At = n.At.Add(-SilentAfter - time.Millisecond) }
 	own := loaded("own", 1000, 20000)
 	empty := loaded("a", 0, 20000)
 	for name, c := range map[string]struct {

@@ -75,7 +75,9 @@ enum {
 };
 static const char field_names[] =
 	"type\0tunnel\0caps\0heartbeat_s\0label\0hostname\0lease_s\0streams\0message_max\0early\0"
-	"early_total\0transfer\0secret\0port\0kind\0url\0addr\0stream\0id\0from\0within_s";
+	"early_total\0transfer\0secret\0port\0kind\0url\0addr\0stream\0id\0from\0within_s\0";
+
+static const char hex_digits[] = "0123456789abcdef";
 
 /* Kinds of values. */
 enum { K_NONE, K_STRING, K_NUMBER, K_OTHER, K_BAD };
@@ -88,6 +90,15 @@ static uint32_t random_below(struct iott *c, uint32_t n) {
 	uint32_t r;
 	c->cfg->net->random(c->cfg->net->ctx, &r, sizeof r);
 	return n ? r % n : 0;
+}
+
+/* find is the place of a word in a list of them, each with a zero byte behind it and one
+ * more after the last; how many there are if it is none of them. */
+static unsigned find(const char *list, const char *word) {
+	unsigned i;
+	for (i = 0; *list && strcmp(list, word) != 0; i++)
+		list += strlen(list) + 1;
+	return i;
 }
 
 static int is_digit(char ch) { return ch >= '0' && ch <= '9'; }
@@ -558,10 +569,8 @@ static void text_begin(struct iott_text *t) { memset(t, 0, offsetof(struct iott_
 static void text_key(struct iott_text *t) {
 	t->field = FIELDS;
 	if (t->key_len < sizeof t->key) {
-		const char *name = field_names;
 		t->key[t->key_len] = 0;
-		for (t->field = 0; t->field < FIELDS && strcmp(t->key, name) != 0; t->field++)
-			name += strlen(name) + 1;
+		t->field = (uint8_t)find(field_names, t->key);
 	}
 	if (t->field < FIELDS && t->kinds[t->field] != K_NONE)
 		t->state = J_BAD; /* no name stands twice */
@@ -593,10 +602,10 @@ static void text_string(struct iott_text *t, uint8_t ch) {
 			t->state = J_COLON;
 			text_key(t);
 		} else {
-			if (t->field < FIELDS && t->used < sizeof t->pool)
-				t->pool[t->used++] = 0;
-			else if (t->field < FIELDS)
+			if (t->used == sizeof t->pool)
 				t->kinds[t->field] = K_BAD; /* no room for its end */
+			else if (t->field < FIELDS)
+				t->pool[t->used++] = 0;
 			t->state = J_NEXT;
 		}
 	} else if (t->escape == 1) {
@@ -624,7 +633,7 @@ static void text_string(struct iott_text *t, uint8_t ch) {
 }
 
 static void text_number(struct iott_text *t) {
-	if (t->field < FIELDS && t->kinds[t->field] != K_BAD) {
+	if (t->kinds[t->field] != K_BAD) {
 		t->kinds[t->field] = t->large && t->field != F_LEASE ? K_BAD : K_NUMBER;
 		t->values[t->field] = t->number;
 	}
@@ -635,25 +644,20 @@ static void text_value(struct iott_text *t, uint8_t ch) {
 	t->key_len = 0;
 	if (ch == '"') {
 		t->state = J_IN_STRING;
-		if (t->field < FIELDS) {
-			t->kinds[t->field] = K_STRING;
-			t->values[t->field] = t->used;
-		}
+		t->kinds[t->field] = K_STRING;
+		t->values[t->field] = t->used;
 	} else if ((ch >= '0' && ch <= '9') || ch == '-') {
 		t->state = J_IN_NUMBER;
 		t->number = t->large = 0;
 		t->kind = 0; /* digits of the integer part; 0x80: not an integer of this document */
 		if (ch == '-')
-			t->kind = 0x80;
+			t->kind = 0x80, t->kinds[t->field] = K_BAD;
 		else
 			t->number = ch - '0' + 0u, t->kind = 1;
-		if (t->kind & 0x80 && t->field < FIELDS)
-			t->kinds[t->field] = K_BAD;
 	} else if (ch == 't' || ch == 'f' || ch == 'n') {
 		t->state = J_IN_WORD;
 		t->key[t->key_len++] = (char)ch;
-		if (t->field < FIELDS)
-			t->kinds[t->field] = K_OTHER;
+		t->kinds[t->field] = K_OTHER;
 	} else {
 		t->state = J_BAD;
 	}
@@ -683,8 +687,7 @@ static void text_byte(struct iott_text *t, uint8_t ch) {
 		}
 		if (ch == '.' || ch == 'e' || ch == 'E' || ch == '+' || ch == '-') {
 			t->escape = 7; /* a number, but none of this document */
-			if (t->field < FIELDS)
-				t->kinds[t->field] = K_BAD;
+			t->kinds[t->field] = K_BAD;
 			return;
 		}
 		t->escape = 0;
@@ -697,8 +700,8 @@ static void text_byte(struct iott_text *t, uint8_t ch) {
 			return;
 		}
 		t->key[t->key_len] = 0;
-		t->state = strcmp(t->key, "true") == 0 || strcmp(t->key, "false") == 0 || strcmp(t->key, "null") == 0 ? J_NEXT : J_BAD;
-		if (t->key[0] == 'n' && t->field < FIELDS)
+		t->state = find("true\0false\0null\0", t->key) < 3 ? J_NEXT : J_BAD;
+		if (t->key[0] == 'n')
 			t->kinds[t->field] = K_NONE; /* as if it were absent */
 		break;
 	}
@@ -723,37 +726,37 @@ static void text_byte(struct iott_text *t, uint8_t ch) {
 	t->state = J_BAD;
 }
 
-/* str is a field that is a string of 0x21 to 0x7e, of at most `most` characters; NULL if it
- * is anything else. An absent one is empty. */
-static const char *str(const struct iott_text *t, int field, size_t most) {
+/* str is a field that is a string of 0x21 to 0x7e, of at most `most` characters. With anything
+ * else the message is J_BAD, as with the next two. An absent one is empty. */
+static const char *str(struct iott_text *t, int field, size_t most) {
 	const char *s, *p;
 	if (t->kinds[field] == K_NONE)
 		return "";
-	if (t->kinds[field] != K_STRING)
-		return NULL;
-	s = t->pool + t->values[field];
-	for (p = s; *p; p++)
-		if (*p < 0x21 || *p > 0x7e)
-			return NULL;
-	return (size_t)(p - s) <= most ? s : NULL;
+	if (t->kinds[field] == K_STRING) {
+		s = t->pool + t->values[field];
+		for (p = s; *p > 0x20 && *p < 0x7f; p++)
+			;
+		if (*p == 0 && (size_t)(p - s) <= most)
+			return s;
+	}
+	t->state = J_BAD;
+	return "";
 }
 
-/* number reads a field from `from` to `to`; 0 if it is not such a number. An absent one
- * counts as 0. */
-static int number(const struct iott_text *t, int field, uint32_t from, uint32_t to, uint32_t *n) {
-	*n = 0;
-	if (t->kinds[field] == K_NUMBER)
-		*n = t->values[field];
-	else if (t->kinds[field] != K_NONE)
-		return 0;
-	return *n >= from && *n <= to;
+/* number is a field from `from` to `to`. An absent one counts as 0. */
+static uint32_t number(struct iott_text *t, int field, uint32_t from, uint32_t to) {
+	uint32_t n = t->kinds[field] == K_NUMBER ? t->values[field] : 0;
+	if ((t->kinds[field] != K_NUMBER && t->kinds[field] != K_NONE) || n < from || n > to)
+		t->state = J_BAD;
+	return n;
 }
 
-static int is_id(const char *s) {
-	size_t n = 0;
-	for (; s != NULL && ((*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'f')); s++)
-		n++;
-	return s != NULL && *s == 0 && n == 32;
+/* id is a field of 32 lower-case hexadecimal digits. */
+static const char *id(struct iott_text *t, int field) {
+	const char *s = str(t, field, 32);
+	if (strspn(s, hex_digits) != 32)
+		t->state = J_BAD;
+	return s;
 }
 
 static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
@@ -784,20 +787,21 @@ static int has_token(const char *list, const char *token) {
 }
 
 static int take_ready(struct iott *c) {
-	const struct iott_text *t = &c->text;
-	const char *tunnel = str(t, F_TUNNEL, 32), *caps = str(t, F_CAPS, sizeof t->pool), *label = str(t, F_LABEL, 63);
-	const char *hostname = str(t, F_HOSTNAME, 253), *transfer = str(t, F_TRANSFER, TRANSFER_MOST), *secret = str(t, F_SECRET, SECRET_MOST);
-	uint32_t heartbeat, streams, most, early = 0, total = 0, lease;
+	struct iott_text *t = &c->text;
+	const char *caps = str(t, F_CAPS, sizeof t->pool), *transfer = str(t, F_TRANSFER, TRANSFER_MOST), *secret = str(t, F_SECRET, SECRET_MOST);
 	struct iott_ready r;
-	int with_early;
-	if (!is_id(tunnel) || caps == NULL || label == NULL || hostname == NULL || transfer == NULL || secret == NULL)
-		return PROTOCOL;
-	with_early = has_token(caps, "early");
-	if (!number(t, F_HEARTBEAT, 1, 900, &heartbeat) || !number(t, F_STREAMS, 1, 65535, &streams) ||
-	    !number(t, F_MESSAGE_MAX, 512, 1048576, &most) || !number(t, F_LEASE, 0, UINT32_MAX, &lease) ||
-	    !number(t, F_EARLY, with_early, 1048576, &early) || !number(t, F_EARLY_TOTAL, with_early, 1073741824, &total))
-		return PROTOCOL;
-	if (transfer[0] != '/' || transfer[1] == '/' || strchr(transfer, '?') == NULL || strchr(transfer, '#') != NULL || !*secret)
+	int with_early = has_token(caps, "early");
+	id(t, F_TUNNEL);
+	r.label = str(t, F_LABEL, 63);
+	r.hostname = str(t, F_HOSTNAME, 253);
+	r.heartbeat_s = number(t, F_HEARTBEAT, 1, 900);
+	r.streams = number(t, F_STREAMS, 1, 65535);
+	number(t, F_MESSAGE_MAX, 512, 1048576);
+	number(t, F_LEASE, 0, UINT32_MAX);
+	number(t, F_EARLY, (uint32_t)with_early, 1048576);
+	number(t, F_EARLY_TOTAL, (uint32_t)with_early, 1073741824);
+	if (t->state == J_BAD || transfer[0] != '/' || transfer[1] == '/' || strchr(transfer, '?') == NULL || strchr(transfer, '#') != NULL ||
+	    !*secret)
 		return PROTOCOL;
 	if (c->cfg->profile == IOTT_INLINE && !(with_early && has_token(caps, "inline")))
 		return -1; /* an edge that cannot do it */
@@ -805,8 +809,7 @@ static int take_ready(struct iott *c) {
 		strcpy(c->transfer, transfer);
 		strcpy(c->secret, secret);
 	}
-	c->heartbeat_ms = heartbeat * 1000;
-	r.label = label, r.hostname = hostname, r.heartbeat_s = heartbeat, r.streams = streams;
+	c->heartbeat_ms = r.heartbeat_s * 1000;
 	if (!c->greeted)
 		c->up_at = c->now;
 	c->greeted = 1;
@@ -816,10 +819,10 @@ static int take_ready(struct iott *c) {
 }
 
 static int take_port(struct iott *c) {
-	const struct iott_text *t = &c->text;
+	struct iott_text *t = &c->text;
 	const char *url = str(t, F_URL, 512), *addr = str(t, F_ADDR, 512), *kind = str(t, F_KIND, 512);
-	uint32_t port;
-	if (!number(t, F_PORT, 1, 65535, &port) || url == NULL || addr == NULL || kind == NULL || !*kind)
+	uint32_t port = number(t, F_PORT, 1, 65535);
+	if (t->state == J_BAD || !*kind)
 		return PROTOCOL;
 	if (c->cfg->on_address != NULL && (*url || *addr))
 		c->cfg->on_address(c->cfg->user, (uint16_t)port, *url ? url : addr);
@@ -827,20 +830,17 @@ static int take_port(struct iott *c) {
 }
 
 static int take_open(struct iott *c) {
-	const struct iott_text *t = &c->text;
+	struct iott_text *t = &c->text;
 	struct iott_stream *s;
-	const char *id = str(t, F_ID, 32), *from = str(t, F_FROM, 64);
-	uint32_t stream, port, early;
-	int inl = c->cfg->profile == IOTT_INLINE;
-	if (!number(t, F_STREAM, 1, UINT32_MAX, &stream) || !number(t, F_PORT, 1, 65535, &port) || !is_id(id) || from == NULL ||
-	    !number(t, F_EARLY, (uint32_t)inl, inl ? c->window : UINT32_MAX, &early) || stream_of(c, stream) != NULL)
-		return PROTOCOL;
-	if (!c->greeted)
+	const char *name = id(t, F_ID), *from = str(t, F_FROM, 64);
+	uint32_t stream = number(t, F_STREAM, 1, UINT32_MAX), port = number(t, F_PORT, 1, 65535), inl = c->cfg->profile == IOTT_INLINE;
+	uint32_t early = number(t, F_EARLY, inl, inl ? c->window : UINT32_MAX);
+	if (t->state == J_BAD || stream_of(c, stream) != NULL || !c->greeted)
 		return PROTOCOL;
 	for (s = c->streams; s < c->streams + c->cfg->streams; s++)
 		if (s->state == T_FREE) {
 			c->late = 0;
-			begin(c, s, stream, (uint16_t)port, id, from, early);
+			begin(c, s, stream, (uint16_t)port, name, from, early);
 			return 0;
 		}
 	/* One that the edge takes for over is about to be. Nothing more is read from the control
@@ -856,21 +856,20 @@ static int take_open(struct iott *c) {
  * close with; -1: this edge will not do. */
 static int take_message(struct iott *c) {
 	struct iott_text *t = &c->text;
-	const char *type;
+	unsigned type;
 	uint32_t within;
 	if (t->state != J_DONE || t->kinds[F_TYPE] != K_STRING)
 		return PROTOCOL;
-	type = t->pool + t->values[F_TYPE];
-	if (*type == 0 || (strcmp(type, "ready") != 0 && t->len > 512))
+	type = find("ready\0port\0open\0drain\0", t->pool + t->values[F_TYPE]);
+	if (t->pool[t->values[F_TYPE]] == 0 || (type != 0 && t->len > 512))
 		return PROTOCOL;
-	if (strcmp(type, "ready") == 0)
-		return take_ready(c);
-	if (strcmp(type, "port") == 0)
-		return take_port(c);
-	if (strcmp(type, "open") == 0)
-		return take_open(c);
-	if (strcmp(type, "drain") == 0) {
-		if (!number(t, F_WITHIN, 0, 86400, &within))
+	switch (type) {
+	case 0: return take_ready(c);
+	case 1: return take_port(c);
+	case 2: return take_open(c);
+	case 3:
+		within = number(t, F_WITHIN, 0, 86400);
+		if (t->state == J_BAD)
 			return PROTOCOL;
 		if (c->draining == STAY) {
 			c->draining = DRAIN;
@@ -1026,27 +1025,26 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 
 /* header takes one line of an answer. */
 static void header(struct iott_socket *k, char *line) {
-	char *value = strchr(line, ':'), accept[29];
-	size_t n, end;
-	if (value == NULL)
-		return;
-	n = (size_t)(value - line);
+	char *value = line, *end, accept[29];
+	for (; *value != ':'; value++) {
+		if (*value == 0)
+			return;
+		*value = lower(*value);
+	}
 	for (*value++ = 0; *value == ' ' || *value == '\t'; value++)
 		;
-	for (end = strlen(value); end > 0 && (value[end - 1] == ' ' || value[end - 1] == '\t'); end--)
-		value[end - 1] = 0;
-	if (same(line, n, "upgrade")) {
-		k->seen |= has_token(value, "websocket") ? H_UPGRADE : 0;
-	} else if (same(line, n, "connection")) {
-		k->seen |= has_token(value, "upgrade") ? H_CONNECTION : 0;
-	} else if (same(line, n, "sec-websocket-accept")) {
+	for (end = value + strlen(value); end > value && (end[-1] == ' ' || end[-1] == '\t');)
+		*--end = 0;
+	switch (find("upgrade\0connection\0sec-websocket-accept\0sec-websocket-protocol\0sec-websocket-extensions\0retry-after\0", line)) {
+	case 0: k->seen |= has_token(value, "websocket") ? H_UPGRADE : 0; return;
+	case 1: k->seen |= has_token(value, "upgrade") ? H_CONNECTION : 0; return;
+	case 2:
 		accept_of(accept, k->pong);
 		k->seen |= strcmp(value, accept) == 0 ? H_ACCEPT : H_WRONG;
-	} else if (same(line, n, "sec-websocket-protocol")) {
-		k->seen |= strcmp(value, "iottunnel.v1") == 0 ? H_PROTOCOL : H_WRONG;
-	} else if (same(line, n, "sec-websocket-extensions")) {
-		k->seen |= H_WRONG;
-	} else if (same(line, n, "retry-after")) {
+		return;
+	case 3: k->seen |= strcmp(value, "iottunnel.v1") == 0 ? H_PROTOCOL : H_WRONG; return;
+	case 4: k->seen |= H_WRONG; return;
+	case 5:
 		for (k->retry_s = 0; is_digit(*value) && k->retry_s < 100000; value++)
 			k->retry_s = k->retry_s * 10 + (uint32_t)(*value - '0');
 	}
@@ -1171,6 +1169,13 @@ static int close_frame(struct iott *c, struct iott_socket *k) {
 	return k->sent_close;
 }
 
+/* part_with ends a socket with a close frame, as far as there is room for it. */
+static void part_with(struct iott *c, struct iott_socket *k, int code) {
+	say_goodbye(k, code);
+	close_frame(c, k);
+	flush(c, k);
+}
+
 /* overdue says that a handshake has taken too long. */
 static int overdue(const struct iott *c, const struct iott_socket *k) {
 	return k->state < S_OPEN && since(c->now, k->since) > (k->state == S_DIAL ? DIAL_TIME : ANSWER_TIME);
@@ -1191,9 +1196,7 @@ static void poll_transfer(struct iott *c, struct iott_stream *s) {
 	}
 	ended = ended || (s->in == D_ENDED && s->out == D_ENDED);
 	if (bad > 0) {
-		say_goodbye(k, bad);
-		close_frame(c, k);
-		flush(c, k);
+		part_with(c, k, bad);
 		hang_up(c, k, 0); /* a reset would overtake the close frame */
 		s->number = 0;
 		break_off(c, s);
@@ -1410,9 +1413,7 @@ static void poll_control(struct iott *c) {
 	if (bad == 0 && k->state >= S_ASK)
 		bad = receive(c, k);
 	if (bad > 0) {
-		say_goodbye(k, bad);
-		close_frame(c, k);
-		flush(c, k);
+		part_with(c, k, bad);
 		down(c, "the edge broke the protocol");
 		return;
 	}
@@ -1421,9 +1422,7 @@ static void poll_control(struct iott *c) {
 		return;
 	}
 	if (k->got_close) { /* answered, whatever it was */
-		say_goodbye(k, k->close_code != NO_CODE ? k->close_code : NORMAL);
-		close_frame(c, k);
-		flush(c, k);
+		part_with(c, k, k->close_code != NO_CODE ? k->close_code : NORMAL);
 		down(c, "the edge has closed the tunnel");
 		return;
 	}
@@ -1538,8 +1537,8 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 	c->control.tx = carve(&mem, c->control.tx_cap = TX_MIN + TX_RESERVE);
 	cfg->net->random(cfg->net->ctx, random, sizeof random);
 	for (i = 0; i < 16; i++) {
-		c->instance[2 * i] = "0123456789abcdef"[random[i] >> 4];
-		c->instance[2 * i + 1] = "0123456789abcdef"[random[i] & 15];
+		c->instance[2 * i] = hex_digits[random[i] >> 4];
+		c->instance[2 * i + 1] = hex_digits[random[i] & 15];
 	}
 	return NULL;
 }

@@ -189,8 +189,8 @@ struct iott_stream {
 struct iott_text { /* a message under way (protocol 4.3) */
 	uint8_t state, escape, key_len, field, kind, large;
 	uint16_t used, code, len;
-	uint8_t kinds[21];
-	uint32_t values[21]; /* numbers, and where in pool strings begin */
+	uint8_t kinds[22];    /* the last of all fields that are not known */
+	uint32_t values[22]; /* numbers, and where in pool strings begin */
 	uint32_t number;
 	char key[16];
 	char pool[1184];

@@ -84,6 +84,16 @@ func request(t *testing.T, method, url string, body io.Reader, header ...string)
 	return req
 }
 
+// promptly fetches a page, which takes no longer than promised.
+func (s *site) promptly(t *testing.T, what string, promised time.Duration) {
+	t.Helper()
+	r := s.get(t, "/page")
+	if r.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %v", what, r)
+	}
+	inTime(t, what, r.took, promised)
+}
+
 // get asks for a path of the site.
 func (s *site) get(t *testing.T, path string, header ...string) reply {
 	t.Helper()

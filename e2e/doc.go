@@ -17,7 +17,8 @@
 //	IOTTUNNEL_FACES=tls go test .
 //
 // IOTTUNNEL_HEAVY=1 moves 1 GiB where it is otherwise 64 MiB, makes crowds of
-// 10,000, and has nodes fall silent at heartbeats of 25 s. Browser cases leave
+// 10,000, has nodes fall silent at heartbeats of 25 s, and holds promises of how long
+// something takes to what they say. Browser cases leave
 // screenshots in shots/. `make soak` runs TestSoak and TestSoakNodes, which are
 // otherwise left out, for SOAKTIME.
 //

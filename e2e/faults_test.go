@@ -70,6 +70,7 @@ func fly(t *testing.T, h *held) *inFlight {
 // mustEnd fails unless all visitors are told within the limit that it is over.
 func (f *inFlight) mustEnd(t *testing.T, began time.Time, within time.Duration) {
 	t.Helper()
+	patience := max(within, harness.Patience)
 	done := map[string]chan error{"a request": f.hang, "events": make(chan error, 1), "a WebSocket": make(chan error, 1), "a public port": make(chan error, 1)}
 	f.tcp.SetDeadline(time.Time{})
 	go func() { done["events"] <- f.feed.want(1 << 30) }() // they end with the test's clean-up at last
@@ -87,11 +88,12 @@ func (f *inFlight) mustEnd(t *testing.T, began time.Time, within time.Duration) 
 	}()
 	f.socket.SetReadDeadline(time.Time{})
 	for what, c := range done {
-		err, ok := ended(c, time.Until(began.Add(within)))
+		err, ok := ended(c, time.Until(began.Add(patience)))
 		if !ok {
-			t.Errorf("%s: the visitor is not told within %v", what, within)
+			t.Errorf("%s: the visitor is not told within %v", what, patience)
 			continue
 		}
+		inTime(t, what+" that was under way ends", time.Since(began), within)
 		t.Logf("%s ended after %v: %v", what, time.Since(began).Round(time.Millisecond), err)
 	}
 }
@@ -141,13 +143,12 @@ func TestNodeKilled(t *testing.T) {
 		wg.Go(func() {
 			harness.Eventually(t, routableAgain, "ssh to the same address by another node", ssh)
 			t.Logf("ssh after %v", time.Since(began).Round(time.Millisecond))
+			inTime(t, "ssh after its node's death", time.Since(began), routableAgain)
 		})
 		took := c.allBack(t, began, left, devices, 30*time.Second)
 		wg.Wait()
 		t.Logf("%d devices are back after %v (median), %v (slowest)", len(took), median(took), slowest(took))
-		if slowest(took) > routableAgain {
-			t.Errorf("a device was not routable for %v", slowest(took))
-		}
+		inTime(t, "a device is routable after its node's death", slowest(took), routableAgain)
 		for i, h := range devices {
 			c.at(t, left[(i+1)%2], h).serves(t)
 		}
@@ -210,9 +211,7 @@ func TestNodeSilent(t *testing.T) {
 				}
 				took := c.allBack(t, began, left, devices, 2*heartbeat+40*time.Second)
 				t.Logf("%d devices are back after %v (median), %v (slowest)", len(took), median(took), slowest(took))
-				if most := 2*heartbeat + 15*time.Second; slowest(took) > most {
-					t.Errorf("a device was not routable for %v, want %v at most", slowest(took), most)
-				}
+				inTime(t, "a device is routable after its node fell silent", slowest(took), 2*heartbeat+15*time.Second)
 				marks := make([]int, len(devices))
 				for i, h := range devices {
 					marks[i] = h.agent.Stderr.Mark()
@@ -247,7 +246,7 @@ func TestNodeWithoutRedis(t *testing.T) {
 			}
 			there := c.at(t, c.Nodes[1], mine)
 			asked := time.Now()
-			if r, err := try(there.client, request(t, "GET", there.url("/page"), nil)); err != nil || time.Since(asked) > harness.VisitorTimeout/4 {
+			if r, err := try(there.client, request(t, "GET", there.url("/page"), nil)); err != nil || time.Since(asked) > harness.VisitorTimeout {
 				t.Errorf("a visitor of the other nodes after %v: %v, %v", time.Since(asked), r, err)
 			}
 			if r := c.at(t, c.Nodes[2], other).get(t, "/page"); r.StatusCode != 200 {
@@ -257,7 +256,8 @@ func TestNodeWithoutRedis(t *testing.T) {
 		}
 		lift()
 		back := time.Now()
-		c.allBack(t, back, c.others(cut), []*held{mine, mine}, writtenAgain)
+		took := c.allBack(t, back, c.others(cut), []*held{mine, mine}, harness.Patience)
+		inTime(t, "a device is reachable by other nodes after its node was without Redis", slowest(took), writtenAgain)
 		t.Logf("reachable through the other nodes after %v", time.Since(back).Round(time.Millisecond))
 		c.know(t)
 		c.everywhere(t, mine)
@@ -286,9 +286,10 @@ func TestNodeWithoutPeers(t *testing.T) {
 				if i == 0 && took <= deadAfter { // on a connection that is kept
 					took = 0
 				}
-				if err != nil || r.StatusCode < 502 || r.code() == "" || took > errorWithin+2*time.Second {
+				if err != nil || r.StatusCode < 502 || r.code() == "" {
 					t.Errorf("a visitor at %s after %v: %v, %v", n.ID, took, r, err)
 				}
+				inTime(t, "a visitor is told that a node cannot be reached", took, errorWithin+2*time.Second)
 			}
 		}
 		h.mustServe(t)
@@ -301,7 +302,8 @@ func TestNodeWithoutPeers(t *testing.T) {
 			t.Errorf("a second device of that id at another node, after %v: %v, Retry-After %q", time.Since(began), a, a.Header.Get("Retry-After"))
 		}
 		lift()
-		c.allBack(t, time.Now(), c.others(cut), []*held{h, h}, writtenAgain)
+		took := c.allBack(t, time.Now(), c.others(cut), []*held{h, h}, harness.Patience)
+		inTime(t, "a device is reachable by other nodes after its node was without them", slowest(took), writtenAgain)
 		stays(t, h, mark)
 		_, resp, err = harness.DialSocket(t.Context(), c.Nodes[1], harness.ControlPath+"?"+harness.Query(h.setup.Device.ID), harness.Bearer(h.setup.Device.Token))
 		if a := harness.Refusal(resp); err == nil || a.Status != 409 {
@@ -457,9 +459,10 @@ func TestWrongSecret(t *testing.T) {
 		c.at(t, c.Nodes[1], other).mustServe(t)
 		for _, wrong := range []*held{c.at(t, c.Nodes[0], mine), c.at(t, odd, other)} {
 			r := wrong.get(t, "/page", "Accept", "application/json")
-			if r.StatusCode < 500 || r.code() == "" || r.took > 5*time.Second {
+			if r.StatusCode < 500 || r.code() == "" {
 				t.Errorf("without a common secret: %v after %v", r, r.took)
 			}
+			inTime(t, "a visitor is told that nodes have no common secret", r.took, 5*time.Second)
 		}
 		for _, n := range []*harness.Node{c.Nodes[0], odd} {
 			if line := edgeSays(t, n, 0, "secret"); strings.Contains(line, "5ec4e7") {
@@ -475,7 +478,8 @@ func TestWrongSecret(t *testing.T) {
 		}
 		odd.Become(func(m *harness.Member) { m.Secret = c.Secret })
 		odd.Reload(t, setup)
-		c.allBack(t, time.Now(), []*harness.Node{c.Nodes[0]}, []*held{mine}, writtenAgain)
+		took := c.allBack(t, time.Now(), []*harness.Node{c.Nodes[0]}, []*held{mine}, harness.Patience)
+		inTime(t, "a device is reachable by other nodes after a reload with their secret", slowest(took), writtenAgain)
 		c.everywhere(t, other)
 	})
 }
@@ -565,9 +569,7 @@ func TestClusterRedis(t *testing.T) {
 				at := []*harness.Node{c.Nodes[1], c.Nodes[2], c.Nodes[0]}                 // never where a device is
 				took := c.allBack(t, back, at, devices, 30*time.Second, "unknown_device") // until it is written again
 				t.Logf("reachable by other nodes after %v (median), %v (slowest)", median(took), slowest(took))
-				if slowest(took) > writtenAgain+2*time.Second {
-					t.Errorf("a device was reachable by another node after %v", slowest(took))
-				}
+				inTime(t, "a device is reachable by other nodes after Redis failed", slowest(took), writtenAgain+2*time.Second)
 				c.know(t)
 				fresh := c.join(t, c.Nodes)
 				for _, h := range devices {

@@ -343,6 +343,7 @@ func TestRedisEmptied(t *testing.T) {
 					return nil
 				})
 				t.Logf("written again after %v", time.Since(back).Round(time.Millisecond))
+				inTime(t, "what is held is written again", time.Since(back), writtenAgain)
 				fresh := newHeld(t, f)
 				for _, h := range devices {
 					if fresh.port == h.port || fresh.host == h.host {

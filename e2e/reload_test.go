@@ -284,9 +284,10 @@ func TestReloadSettings(t *testing.T) {
 		reloaded := time.Now()
 		var b bounds
 		hand.Next(t, "ready", &b)
-		if took := time.Since(reloaded); b.Heartbeat != 3 || b.Lease != 2 || b.Streams != 7 || took > 5*time.Second {
+		if took := time.Since(reloaded); b.Heartbeat != 3 || b.Lease != 2 || b.Streams != 7 {
 			t.Errorf("after %v the agent is told %+v", took, b)
 		}
+		inTime(t, "agents are told of new settings", time.Since(reloaded), 5*time.Second)
 		third := harness.DialHand(t, f, f.NewDevice(t))
 		d := f.NewDevice(t)
 		_, resp, err := harness.DialSocket(t.Context(), f, harness.ControlPath+"?"+harness.Query(d.ID), harness.Bearer(d.Token))

@@ -99,7 +99,7 @@ func agentArgs(tb testing.TB, f Face, s AgentSetup) []string {
 var portLine = regexp.MustCompile(`^(\d+)/(http|https|tcp) ((?:https?|tcp)://\S+)$`)
 
 // UpTime is enough for an agent to come up on a busy machine.
-const UpTime = 20 * time.Second
+const UpTime = Patience
 
 // Up waits for the next announcement of the tunnel: a line per forwarded port.
 func (a *Agent) Up(tb testing.TB) Up {
@@ -107,9 +107,10 @@ func (a *Agent) Up(tb testing.TB) Up {
 	return a.UpWithin(tb, UpTime)
 }
 
-// UpWithin is Up with a limit that is itself the subject of the test.
+// UpWithin is Up for an agent that may take longer.
 func (a *Agent) UpWithin(tb testing.TB, within time.Duration) Up {
 	tb.Helper()
+	within = max(within, Patience)
 	up := Up{URLs: make(map[int]string)}
 	ctx, cancel := context.WithTimeoutCause(tb.Context(), within, fmt.Errorf("%s is not up within %v", a.Name, within))
 	defer cancel()

@@ -372,6 +372,7 @@ func (b *between) Footprint(tb testing.TB) Footprint {
 	tb.Helper()
 	one, two := b.Node.Footprint(tb), b.agents.Footprint(tb)
 	return Footprint{
+		Edges:      one.Edges + two.Edges,
 		Goroutines: one.Goroutines + two.Goroutines, Descriptors: one.Descriptors + two.Descriptors,
 		Heap: one.Heap + two.Heap, Stack: one.Stack + two.Stack, Anonymous: one.Anonymous + two.Anonymous,
 	}

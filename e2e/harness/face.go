@@ -112,8 +112,9 @@ const HostedName = "edge.test"
 // Device is a device that the edge's `auth static` knows.
 type Device struct{ ID, Token string }
 
-// Footprint is what an edge holds.
+// Footprint is what an edge holds, or what several do.
 type Footprint struct {
+	Edges       int
 	Goroutines  int
 	Descriptors int
 	Heap        int64 // live bytes after a collection

@@ -166,6 +166,7 @@ func ReadRequest(tb testing.TB, ws *websocket.Conn) string {
 // when it went without one. A socket that stays open fails the test.
 func CloseCode(tb testing.TB, ws *websocket.Conn, within time.Duration) int {
 	tb.Helper()
+	within = max(within, Patience)
 	ws.SetReadDeadline(time.Now().Add(within))
 	for {
 		_, _, err := ws.ReadMessage()

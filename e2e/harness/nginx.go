@@ -49,7 +49,7 @@ type Nginx struct {
 const nginxModules = "/usr/lib/nginx/modules"
 
 // nginxUpTime bounds the start of an nginx.
-const nginxUpTime = 10 * time.Second
+const nginxUpTime = Patience
 
 // NewNginx lays an nginx out in dir, and does not start it.
 func NewNginx(dir string, s NginxSetup) (*Nginx, error) {

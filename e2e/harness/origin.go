@@ -77,6 +77,7 @@ func (o *Origin) Seen(path string) []Seen {
 // (/hang, /sse, /ws) has left.
 func (o *Origin) WaitGone(tb testing.TB, path string, within time.Duration) {
 	tb.Helper()
+	within = max(within, Patience)
 	deadline := time.After(within)
 	for {
 		select {

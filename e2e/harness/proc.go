@@ -166,7 +166,7 @@ func (p *Proc) Kill() {
 }
 
 // Stop sends SIGTERM and returns the exit status. A process that is still there
-// after the given time fails the test and is killed.
+// after the given time, and Patience, fails the test and is killed.
 func (p *Proc) Stop(tb testing.TB, within time.Duration) int {
 	tb.Helper()
 	p.Signal(syscall.SIGTERM)
@@ -174,9 +174,10 @@ func (p *Proc) Stop(tb testing.TB, within time.Duration) int {
 }
 
 // Wait returns the exit status, -1 after a signal. A process that is still there
-// after the given time fails the test and is killed.
+// after the given time, and Patience, fails the test and is killed.
 func (p *Proc) Wait(tb testing.TB, within time.Duration) int {
 	tb.Helper()
+	within = max(within, Patience)
 	select {
 	case <-p.done:
 	case <-time.After(within):
@@ -200,6 +201,7 @@ func (p *Proc) WaitStdout(tb testing.TB, mark int, within time.Duration, parts .
 
 func (p *Proc) waitLine(tb testing.TB, l *Log, mark int, within time.Duration, parts []string) string {
 	tb.Helper()
+	within = max(within, Patience)
 	ctx, cancel := context.WithTimeoutCause(tb.Context(), within, fmt.Errorf("%s: no line with %q in %v", p.Name, parts, within))
 	defer cancel()
 	line, _, err := l.Wait(ctx, mark, func(line string) bool {
@@ -242,11 +244,17 @@ func (p *Proc) dump(outMark, errMark, n int) string {
 		strings.Join(p.cmd.Args, " "), tail(p.Stdout.Since(outMark), n), tail(p.Stderr.Since(errMark), n))
 }
 
+// Patience is how long the waits of this package last at least, whatever limit they
+// are given: a limit ends what hangs. On a busy machine a process may not run for
+// seconds; how long something takes is measured, and compared, by itself.
+const Patience = 30 * time.Second
+
 // Eventually calls f until it returns nil, and fails the test with its last error
-// when that takes longer than within. It is for states that announce nothing; where
-// there is an event to wait for, wait for that.
+// when that takes longer than within, or Patience, if that is more. It is for states
+// that announce nothing; where there is an event to wait for, wait for that.
 func Eventually(tb testing.TB, within time.Duration, what string, f func() error) {
 	tb.Helper()
+	within = max(within, Patience)
 	deadline := time.Now().Add(within)
 	for {
 		err := f()
@@ -264,6 +272,7 @@ func Eventually(tb testing.TB, within time.Duration, what string, f func() error
 // what it wrote.
 func RunToEnd(tb testing.TB, within time.Duration, c Command) (status int, stdout, stderr string) {
 	tb.Helper()
+	within = max(within, Patience)
 	ctx, cancel := context.WithTimeout(tb.Context(), within)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)

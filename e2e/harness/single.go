@@ -82,7 +82,7 @@ func (f *fleet) next(tb testing.TB) Device {
 
 const (
 	startTime = 30 * time.Second // of Caddy, on a busy machine
-	stopTime  = 20 * time.Second // its grace period is shorter
+	stopTime  = Patience         // its grace period is shorter
 	devices   = 200
 )
 
@@ -566,7 +566,7 @@ func (e *edge) Footprint(tb testing.TB) Footprint {
 	memory := e.adminNumbers(tb, "/debug/pprof/heap?debug=1&gc=1", heapAlloc, stackInUse)
 	routines := e.adminNumbers(tb, "/debug/pprof/goroutine?debug=1", goroutineTotal)
 	descriptors, anonymous := e.proc.Holds(tb)
-	return Footprint{Goroutines: int(routines[0]), Descriptors: descriptors, Heap: memory[0], Stack: memory[1], Anonymous: anonymous}
+	return Footprint{Edges: 1, Goroutines: int(routines[0]), Descriptors: descriptors, Heap: memory[0], Stack: memory[1], Anonymous: anonymous}
 }
 
 // adminNumbers asks the admin API once, and finds a number for each pattern.

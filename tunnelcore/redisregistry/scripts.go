@@ -111,6 +111,14 @@ var (
 	//go:embed scripts/notify.lua
 	notifyText   string
 	notifyScript = redis.NewScript(notifyText)
+
+	//go:embed scripts/note.lua
+	noteText   string
+	noteScript = redis.NewScript(noteText)
+
+	//go:embed scripts/settags.lua
+	setTagsText   string
+	setTagsScript = redis.NewScript(setTagsText)
 )
 
 // A batch is commands that go out together. In a cluster they reach their nodes

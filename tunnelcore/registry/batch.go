@@ -57,6 +57,9 @@ type state struct {
 	unsurePorts       map[uint16]struct{}
 	unsureCredentials map[string]struct{}
 	unsureCodes       map[string]struct{}
+	unsureJournals    map[string]struct{}
+
+	journalsSwept int64 // when journals are looked through again
 }
 
 func newState() state {
@@ -67,6 +70,7 @@ func newState() state {
 		unsurePorts:       map[uint16]struct{}{},
 		unsureCredentials: map[string]struct{}{},
 		unsureCodes:       map[string]struct{}{},
+		unsureJournals:    map[string]struct{}{},
 	}
 }
 
@@ -83,6 +87,7 @@ type batch struct {
 
 	credentials map[string]*storedCredential // nil: gone
 	codes       map[string]*storedCode       // nil: gone
+	journals    map[string]*storedJournal    // nil: gone
 }
 
 // resting is the public ports of each device that rest.
@@ -108,6 +113,7 @@ func (m *Memory) newBatch() *batch {
 		devices: map[string]*record{}, labels: map[string]string{}, ports: map[uint16]portUse{},
 		rested:      resting{},
 		credentials: map[string]*storedCredential{}, codes: map[string]*storedCode{},
+		journals: map[string]*storedJournal{},
 	}
 	for id := range m.unsureDevices {
 		b.devices[id] = m.published(id)
@@ -120,6 +126,9 @@ func (m *Memory) newBatch() *batch {
 	}
 	for id := range m.unsureCodes {
 		b.codes[id] = m.secrets.codes.get(id)
+	}
+	for device := range m.unsureJournals {
+		b.journals[device] = m.journal(device)
 	}
 	return b
 }
@@ -134,7 +143,7 @@ func (m *Memory) published(device string) *record {
 
 // changed says whether there is anything to write.
 func (b *batch) changed() bool {
-	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0
+	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0 || len(b.journals) > 0
 }
 
 // device returns the record of a device that has a lease, else nil. It clears
@@ -387,6 +396,7 @@ func (b *batch) publish() {
 	m := b.m
 	m.generation = b.generation
 	b.publishSecrets()
+	b.publishJournals()
 	moved := false
 	for port, use := range b.ports {
 		moved = m.public.set(port, use) || moved

@@ -136,12 +136,16 @@ func (m *Memory) write(b *batch) error {
 		for id := range b.codes {
 			m.unsureCodes[id] = struct{}{}
 		}
+		for device := range b.journals {
+			m.unsureJournals[device] = struct{}{}
+		}
 		return err
 	}
 	clear(m.unsureDevices)
 	clear(m.unsurePorts)
 	clear(m.unsureCredentials)
 	clear(m.unsureCodes)
+	clear(m.unsureJournals)
 	b.publish()
 	return nil
 }
@@ -192,6 +196,7 @@ func (m *Memory) sweep() {
 	for _, id := range expired {
 		b.codes[id] = nil
 	}
+	b.sweepJournals()
 	if m.clock.stepped() && !b.changed() {
 		_ = m.save(b) // ties the clock to the new wall clock; logged
 		return

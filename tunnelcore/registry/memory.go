@@ -39,13 +39,14 @@ type Memory struct {
 	nodes nodes
 	log   *slog.Logger
 
-	devices sync.Map // device → *record; written by the committer
-	labels  sync.Map // label → *record; written by the committer
-	ids     ids      // of devices
-	public  publics  // ports that are leased
-	hints   Hints
-	secrets secrets // of enrolled devices
-	state           // the committer's own
+	devices  sync.Map // device → *record; written by the committer
+	labels   sync.Map // label → *record; written by the committer
+	ids      ids      // of devices
+	public   publics  // ports that are leased
+	hints    Hints
+	secrets  secrets  // of enrolled devices
+	journals sync.Map // device → *storedJournal; written by the committer
+	state             // the committer's own
 
 	ops     chan *op
 	closing sync.Once
@@ -96,7 +97,7 @@ func (m *Memory) open(opts MemoryOptions) error {
 		}
 		return nil
 	}
-	into := reading{state: begin, device: m.load, rest: rest, credential: m.loadCredential, code: m.loadCode}
+	into := reading{state: begin, device: m.load, rest: rest, credential: m.loadCredential, code: m.loadCode, journal: m.loadJournal}
 	if err := s.read(into); err != nil {
 		// The error is what matters, and a damaged file has nothing to flush.
 		_ = s.close()

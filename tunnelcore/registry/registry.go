@@ -263,6 +263,7 @@ type Registry interface {
 	Time(ctx context.Context) (time.Time, error)
 
 	Credentials
+	Journals
 	Hinter
 
 	// Close frees what the registry holds; nothing may be called after it.

@@ -14,8 +14,8 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// The file is a bbolt database with five buckets; files of before have no
-// credentials and codes. Keys are text, values JSON; a
+// The file is a bbolt database with six buckets; files of before have no
+// credentials, codes and journals. Keys are text, values JSON; a
 // reader ignores fields that it does not know.
 //
 //	meta     "format"  1
@@ -24,6 +24,7 @@ import (
 //	rests    port      {"until_ms":…,"device":"…","port":22}
 //	credentials  device  {"current":"…","next":"…","version":…,"changed_ms":…}
 //	codes    id        {"hash":"…","device":"…","created_ms":…,"until_ms":…}
+//	journals device    {"tags":["…"],"hours":[{"hour":…,"connects":…}],"events":[{"at_ms":…,"kind":"…","node":"…","detail":"…"}]}
 //
 // Times are those of the registry's clock (see clock), which state ties to Unix
 // time. A format that is not 1 is not read. Nodes are not kept, nor who held a
@@ -34,6 +35,7 @@ var (
 	bucketRests   = []byte("rests")
 	bucketSecrets = []byte("credentials")
 	bucketCodes   = []byte("codes")
+	bucketJournal = []byte("journals")
 	keyFormat     = []byte("format")
 	keyState      = []byte("state")
 )
@@ -138,7 +140,7 @@ func (s *store) prepare() error {
 			if tx.Bucket(bucketDevices) == nil || tx.Bucket(bucketRests) == nil {
 				return s.damaged(errors.New("a bucket is missing"))
 			}
-			return createSecrets(tx)
+			return createLater(tx)
 		}
 		if name, _ := tx.Cursor().First(); name != nil {
 			return fmt.Errorf("registry: %s is a database of another program: use another file", s.path)
@@ -148,16 +150,16 @@ func (s *store) prepare() error {
 				return err
 			}
 		}
-		if err := createSecrets(tx); err != nil {
+		if err := createLater(tx); err != nil {
 			return err
 		}
 		return tx.Bucket(bucketMeta).Put(keyFormat, []byte(format))
 	})
 }
 
-// createSecrets makes the buckets that files of before do not have.
-func createSecrets(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketSecrets, bucketCodes} {
+// createLater makes the buckets that files of before do not have.
+func createLater(tx *bbolt.Tx) error {
+	for _, name := range [][]byte{bucketSecrets, bucketCodes, bucketJournal} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -172,6 +174,7 @@ type reading struct {
 	rest       func(uint16, storedRest) error
 	credential func(string, storedCredential) error
 	code       func(string, storedCode) error
+	journal    func(string, storedJournal) error
 }
 
 // readAll decodes the values of a bucket.
@@ -212,7 +215,10 @@ func (s *store) read(into reading) error {
 			if err := readAll(tx.Bucket(bucketSecrets), "credential of", into.credential); err != nil {
 				return err
 			}
-			return readAll(tx.Bucket(bucketCodes), "code", into.code)
+			if err := readAll(tx.Bucket(bucketCodes), "code", into.code); err != nil {
+				return err
+			}
+			return readAll(tx.Bucket(bucketJournal), "journal of", into.journal)
 		})
 	})
 	if err != nil {
@@ -240,7 +246,7 @@ func (s *store) write(b *batch, now saved) error {
 					return err
 				}
 			}
-			if err := writeSecrets(tx, b); err != nil {
+			if err := writeMaps(tx, b); err != nil {
 				return err
 			}
 			return put(tx.Bucket(bucketMeta), string(keyState),
@@ -249,11 +255,14 @@ func (s *store) write(b *batch, now saved) error {
 	})
 }
 
-func writeSecrets(tx *bbolt.Tx, b *batch) error {
+func writeMaps(tx *bbolt.Tx, b *batch) error {
 	if err := putAll(tx.Bucket(bucketSecrets), b.credentials); err != nil {
 		return err
 	}
-	return putAll(tx.Bucket(bucketCodes), b.codes)
+	if err := putAll(tx.Bucket(bucketCodes), b.codes); err != nil {
+		return err
+	}
+	return putAll(tx.Bucket(bucketJournal), b.journals)
 }
 
 // putAll stores what there is, and removes the keys of those that are nil.

@@ -41,10 +41,11 @@ test-go: ## the Go tests that need no server and no root, on any system
 test-faces: build ## every end-to-end case on all faces: one edge, with TLS, three nodes, nginx (20 minutes; root)
 	@cd e2e && IOTTUNNEL_FACES=plain,tls,nodes,nginx CGO_ENABLED=0 ../scripts/go test -count=1 -timeout 60m .
 
-build: ## bin/caddy, bin/iottunnel-agent, bin/thermometer
-	@echo "building bin/caddy, bin/iottunnel-agent and bin/thermometer (Caddy takes a few minutes the first time)"
+build: ## bin/caddy, bin/iottunnel-agent, bin/iottunnel-conformance, bin/thermometer
+	@echo "building bin/caddy, bin/iottunnel-agent, bin/iottunnel-conformance and bin/thermometer (Caddy takes a few minutes the first time)"
 	@$(BUILD) -o bin/caddy ./caddymodule/cmd/caddy
 	@$(BUILD) -o bin/iottunnel-agent ./agent/cmd/iottunnel-agent
+	@$(BUILD) -o bin/iottunnel-conformance ./conformance/cmd/iottunnel-conformance
 	@$(BUILD) -o bin/thermometer ./examples/thermometer
 
 lint: ## vet, gofmt, staticcheck, shellcheck

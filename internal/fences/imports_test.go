@@ -146,6 +146,8 @@ var arrows = map[string][]string{
 	"agent/cmd/iottunnel-agent":   {"agent", "agent/internal/", "tunnelcore/names", "tunnelcore/wire"},
 	"agent/c/test":                {}, // drives the C client through a pipe
 	"caddymodule/":                {"caddymodule/", "tunnelcore/"},
+	"conformance":                 {"tunnelcore/wire"}, // the edge once more, and no part of it
+	"conformance/cmd/":            {"conformance"},
 	"examples/thermometer":        {"agent", "examples/thermometer/device"},
 	"examples/thermometer/device": {"tunnelcore/socket", "tunnelcore/socket/accept"}, // a WebSocket of its own, to visitors
 	"internal/demo":               {},

@@ -2,7 +2,6 @@ package redisregistry
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +28,7 @@ func (r *Registry) Journal(ctx context.Context, device string) (registry.Journal
 		p := reply{list: read.Val()}
 		j := decodeJournal(&p, now.Val())
 		for line := range strings.SplitSeq(p.text(2), "\n") {
-			if e, ok := decodeEvent(line); ok {
+			if e, ok := decodeEvent(device, line); ok {
 				j.Events = append(j.Events, e)
 			}
 		}
@@ -85,13 +84,13 @@ func decodeJournal(p *reply, now time.Time) registry.Journal {
 }
 
 // decodeEvent reads a line of the field events.
-func decodeEvent(line string) (registry.Event, bool) {
+func decodeEvent(device, line string) (registry.Event, bool) {
 	parts := strings.SplitN(line, "\t", 4)
 	if len(parts) < 4 {
 		return registry.Event{}, false
 	}
 	ms, err := strconv.ParseInt(parts[0], 10, 64)
-	return registry.Event{At: time.UnixMilli(ms), Kind: parts[1], Node: parts[2], Detail: parts[3]}, err == nil
+	return registry.Event{Device: device, At: time.UnixMilli(ms), Kind: parts[1], Node: parts[2], Detail: parts[3]}, err == nil
 }
 
 // SetTags implements registry.Journals.
@@ -107,22 +106,35 @@ func (r *Registry) SetTags(ctx context.Context, device string, tags []string) er
 }
 
 // Note implements registry.Journals.
-func (r *Registry) Note(ctx context.Context, device string, e registry.Event) error {
-	if err := firstError(ctx.Err(), checkName("device", device)); err != nil {
+func (r *Registry) Note(ctx context.Context, events []registry.Event) error {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	e, err := registry.CleanEvent(e)
-	if err != nil {
+	events, err := registry.CleanEvents(events)
+	if err != nil || len(events) == 0 {
 		return err
 	}
-	connects := 0
-	if e.Kind == registry.EventOnline {
-		connects = 1
-	}
-	line, op := fmt.Sprintf("%s\t%s\t%s", e.Kind, e.Node, e.Detail), newToken()
+	ops := newToken()
 	_, err = call(ctx, r, "note", func(ctx context.Context) (struct{}, error) {
-		p := r.run(ctx, noteScript, []string{r.keys.journal(device)}, line, connects, registry.MaxEvents, registry.EventTime.Milliseconds(), op)
-		return struct{}{}, p.err
+		b := r.batch(ctx)
+		calls := make([]*scriptCall, len(events))
+		for i, e := range events {
+			connects := 0
+			if e.Kind == registry.EventOnline {
+				connects = 1
+			}
+			calls[i] = b.script(noteScript, []string{r.keys.journal(e.Device)}, e.Kind+"\t"+e.Node+"\t"+e.Detail, connects,
+				registry.MaxEvents, registry.EventTime.Milliseconds(), ops+strconv.Itoa(i))
+		}
+		if err := b.run(); err != nil {
+			return struct{}{}, err
+		}
+		for _, c := range calls {
+			if p := c.reply(); p.err != nil {
+				return struct{}{}, p.err
+			}
+		}
+		return struct{}{}, nil
 	})
 	return err
 }

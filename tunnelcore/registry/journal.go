@@ -9,6 +9,7 @@ import (
 
 // Event is something that happened to a device, for operators to read.
 type Event struct {
+	Device string
 	At     time.Time // on the registry's clock; Note does not look at it
 	Kind   string    // a word; EventOnline is counted
 	Node   string    // where it happened; may be empty
@@ -51,8 +52,9 @@ type Journals interface {
 	// SetTags puts tags in the place of those that the device has; see CheckTags.
 	SetTags(ctx context.Context, device string, tags []string) error
 
-	// Note adds an event, now. What is not UTF-8, or a control character, is replaced.
-	Note(ctx context.Context, device string, e Event) error
+	// Note adds events, now, the first one first. What is not UTF-8 in them, or a
+	// control character, is replaced. One that is invalid keeps the others out.
+	Note(ctx context.Context, events []Event) error
 
 	// DropJournal forgets all of a device.
 	DropJournal(ctx context.Context, device string) error
@@ -80,8 +82,23 @@ func CheckTags(tags []string) error {
 	return nil
 }
 
-// CleanEvent returns e as it is kept, without its time: on one line, and bounded.
-func CleanEvent(e Event) (Event, error) {
+// CleanEvents returns events as they are kept, without their times: on one line each,
+// and bounded.
+func CleanEvents(events []Event) ([]Event, error) {
+	list := make([]Event, len(events))
+	for i, e := range events {
+		var err error
+		if list[i], err = cleanEvent(e); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+func cleanEvent(e Event) (Event, error) {
+	if err := checkName("device", e.Device); err != nil {
+		return Event{}, err
+	}
 	clean := func(s string) string {
 		s = strings.Map(func(c rune) rune {
 			if c < ' ' || c == 0x7f {
@@ -91,7 +108,7 @@ func CleanEvent(e Event) (Event, error) {
 		}, strings.ToValidUTF8(s, "�"))
 		return shorten(s)
 	}
-	e = Event{Kind: clean(e.Kind), Node: clean(e.Node), Detail: clean(e.Detail)}
+	e = Event{Device: e.Device, Kind: clean(e.Kind), Node: clean(e.Node), Detail: clean(e.Detail)}
 	if e.Kind == "" || strings.Contains(e.Kind, " ") {
 		return Event{}, fmt.Errorf("%w: kind of an event: %q is not a word", ErrInvalid, e.Kind)
 	}

@@ -51,8 +51,8 @@ func (m *Memory) journal(device string) *storedJournal {
 	return nil
 }
 
-func (m *Memory) publicJournal(j *storedJournal, events bool) Journal {
-	now := m.clock.read()
+func (m *Memory) publicJournal(device string, events bool) Journal {
+	j, now := m.journal(device), m.clock.read()
 	if j == nil || j.ended(now) {
 		return Journal{}
 	}
@@ -64,7 +64,7 @@ func (m *Memory) publicJournal(j *storedJournal, events bool) Journal {
 	}
 	if events {
 		for _, e := range j.Events {
-			p.Events = append(p.Events, Event{At: m.clock.time(e.AtMS), Kind: e.Kind, Node: e.Node, Detail: e.Detail})
+			p.Events = append(p.Events, Event{Device: device, At: m.clock.time(e.AtMS), Kind: e.Kind, Node: e.Node, Detail: e.Detail})
 		}
 	}
 	return p
@@ -78,7 +78,7 @@ func (m *Memory) Journal(ctx context.Context, device string) (Journal, error) {
 	if err := ctx.Err(); err != nil {
 		return Journal{}, err
 	}
-	return m.publicJournal(m.journal(device), true), nil
+	return m.publicJournal(device, true), nil
 }
 
 // Journals implements Journals.
@@ -88,7 +88,7 @@ func (m *Memory) Journals(ctx context.Context, devices []string) ([]Journal, err
 	}
 	list := make([]Journal, len(devices))
 	for i, device := range devices {
-		list[i] = m.publicJournal(m.journal(device), false)
+		list[i] = m.publicJournal(device, false)
 	}
 	return list, nil
 }
@@ -117,33 +117,36 @@ func (m *Memory) SetTags(ctx context.Context, device string, tags []string) erro
 }
 
 // Note implements Journals.
-func (m *Memory) Note(ctx context.Context, device string, e Event) error {
-	if err := checkName("device", device); err != nil {
+func (m *Memory) Note(ctx context.Context, events []Event) error {
+	events, err := CleanEvents(events)
+	if err != nil || len(events) == 0 {
 		return err
 	}
-	e, err := CleanEvent(e)
-	if err != nil {
-		return err
-	}
-	return m.mutate(ctx, func(b *batch) error {
-		var next storedJournal
-		if old := b.journal(device); old != nil && !old.ended(b.now) {
-			next = *old
+	return m.mutateMany(ctx, len(events), func(b *batch) error {
+		for _, e := range events {
+			b.note(e)
 		}
-		kept := next.Events[:min(len(next.Events), MaxEvents-1)]
-		next.Events = append([]storedEvent{{AtMS: b.now, Kind: e.Kind, Node: e.Node, Detail: e.Detail}}, kept...)
-		hour := m.hour(b.now)
-		next.Hours = slices.DeleteFunc(slices.Clone(next.Hours), func(h storedHour) bool { return h.Hour <= hour-journalHours })
-		if e.Kind == EventOnline {
-			if n := len(next.Hours); n > 0 && next.Hours[n-1].Hour == hour {
-				next.Hours[n-1].Connects++
-			} else {
-				next.Hours = append(next.Hours, storedHour{hour, 1})
-			}
-		}
-		b.journals[device] = &next
 		return nil
 	})
+}
+
+func (b *batch) note(e Event) {
+	var next storedJournal
+	if old := b.journal(e.Device); old != nil && !old.ended(b.now) {
+		next = *old
+	}
+	kept := next.Events[:min(len(next.Events), MaxEvents-1)]
+	next.Events = append([]storedEvent{{AtMS: b.now, Kind: e.Kind, Node: e.Node, Detail: e.Detail}}, kept...)
+	hour := b.m.hour(b.now)
+	next.Hours = slices.DeleteFunc(slices.Clone(next.Hours), func(h storedHour) bool { return h.Hour <= hour-journalHours })
+	if e.Kind == EventOnline {
+		if n := len(next.Hours); n > 0 && next.Hours[n-1].Hour == hour {
+			next.Hours[n-1].Connects++
+		} else {
+			next.Hours = append(next.Hours, storedHour{hour, 1})
+		}
+	}
+	b.journals[e.Device] = &next
 }
 
 // DropJournal implements Journals.

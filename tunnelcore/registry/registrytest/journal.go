@@ -30,7 +30,7 @@ func (s *suite) journal(device string) registry.Journal {
 
 func (s *suite) note(device, kind, detail string) {
 	s.Helper()
-	if err := s.Registry.Note(s.ctx, device, registry.Event{Kind: kind, Node: "edge-1", Detail: detail}); err != nil {
+	if err := s.Registry.Note(s.ctx, []registry.Event{{Device: device, Kind: kind, Node: "edge-1", Detail: detail}}); err != nil {
 		s.Fatalf("Note: %v", err)
 	}
 }
@@ -79,12 +79,25 @@ var journalTests = []test{
 			s.Errorf("%+q", j.Events)
 		}
 		for _, kind := range []string{"", "two words", "a\tb"} {
-			if err := s.Registry.Note(s.ctx, "cam", registry.Event{Kind: kind}); !errors.Is(err, registry.ErrInvalid) {
+			if err := s.Registry.Note(s.ctx, []registry.Event{{Device: "dog", Kind: "x"}, {Device: "cam", Kind: kind}}); !errors.Is(err, registry.ErrInvalid) {
 				s.Errorf("Note of kind %q: %v, want ErrInvalid", kind, err)
 			}
 		}
-		if err := s.Registry.Note(s.ctx, "", registry.Event{Kind: "x"}); !errors.Is(err, registry.ErrInvalid) {
+		if err := s.Registry.Note(s.ctx, []registry.Event{{Kind: "x"}}); !errors.Is(err, registry.ErrInvalid) {
 			s.Errorf("Note of no device: %v, want ErrInvalid", err)
+		}
+		if j := s.journal("dog"); len(j.Events) > 0 {
+			s.Errorf("beside an invalid one: %+v", j)
+		}
+		var many []registry.Event
+		for i := range 600 {
+			many = append(many, registry.Event{Device: fmt.Sprint("d", i/2), Kind: registry.EventOnline, Detail: fmt.Sprint(i % 2)})
+		}
+		if err := s.Registry.Note(s.ctx, many); err != nil {
+			s.Fatal(err)
+		}
+		if j := s.journal("d299"); len(j.Events) != 2 || j.Connects != 2 || j.Events[0].Detail != "1" || j.Events[0].Device != "d299" {
+			s.Errorf("of many: %+v", j)
 		}
 	}},
 	{"tags", func(s *suite) {

@@ -34,6 +34,7 @@ var lacking = map[string]map[string]string{
 		"trailers":              "nginx 1.22 passes none on, and takes none by HTTP/2",
 		"informational answers": "nginx 1.22 passes none on",
 		"waiting with 100":      "nginx says 100 Continue by itself",
+		"resets":                "the stream module ends a connection whose other half was reset in order",
 		"cutting a long header": "nginx answers 400 as soon as a header is too long, and drops the rest",
 	},
 }

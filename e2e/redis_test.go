@@ -109,6 +109,13 @@ func watch(t *testing.T, devices ...*held) *watched {
 	w := &watched{devices: devices, stop: cancel}
 	t.Cleanup(func() { cancel(); w.wg.Wait() })
 	for _, h := range devices {
+		// Whichever node they enter at, it has been asked before: one that has not cannot
+		// know where the device is while Redis is away.
+		for range 8 {
+			if err := h.echoes(); err != nil {
+				t.Fatalf("public port of a connected device: %v", err)
+			}
+		}
 		w.marks = append(w.marks, h.agent.Stderr.Mark())
 		fresh := harness.Visitor(t, h.face, true)
 		fresh.Transport.(*http.Transport).DisableKeepAlives = true

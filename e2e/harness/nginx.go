@@ -221,12 +221,21 @@ func (n *Nginx) connect(within time.Duration) (net.Conn, error) {
 }
 
 // Reload has the running nginx read its files again, and waits until it has new
-// workers.
+// workers and the old ones accept nobody any more.
 func (n *Nginx) Reload(tb testing.TB) {
 	tb.Helper()
 	mark := n.log.Mark()
 	n.Signal(syscall.SIGHUP)
 	n.WaitStderr(tb, mark, nginxUpTime, "start worker process")
+	ctx, cancel := context.WithTimeoutCause(tb.Context(), nginxUpTime, errors.New("old workers of nginx accept visitors still"))
+	defer cancel()
+	for range max(n.setup.Workers, 1) {
+		_, next, err := n.log.Wait(ctx, mark, func(line string) bool { return strings.Contains(line, "gracefully shutting down") })
+		if err != nil {
+			tb.Fatal(err)
+		}
+		mark = next
+	}
 }
 
 // luaFaults are signs of a mistake in the router, which no request may cause.

@@ -3,6 +3,15 @@
 #include <string.h>
 
 #include <mbedtls/net_sockets.h>
+#if MBEDTLS_VERSION_NUMBER >= 0x03000000 && defined(MBEDTLS_SSL_PROTO_TLS1_3)
+#include <psa/crypto.h>
+#endif
+
+#ifdef MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET
+#define TICKET MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET
+#else
+#define TICKET MBEDTLS_ERR_SSL_TIMEOUT /* of DTLS: never */
+#endif
 
 static int entropy(void *ctx, unsigned char *p, size_t n) {
 	const struct iott_net *plain = ctx;
@@ -33,6 +42,7 @@ static int open_socket(void *ctx, const char *host, uint16_t port, int tls) {
 	s = &t->sockets[i];
 	memset(s, 0, sizeof *s);
 	s->owner = t;
+	s->host = host;
 	s->sock = -1;
 	if (tls) {
 		s->tls = 1;
@@ -57,20 +67,16 @@ static int open_socket(void *ctx, const char *host, uint16_t port, int tls) {
 }
 
 static int again(int result) {
-	return result == MBEDTLS_ERR_SSL_WANT_READ || result == MBEDTLS_ERR_SSL_WANT_WRITE
-#if MBEDTLS_VERSION_NUMBER >= 0x03000000 && defined(MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET)
-	       || result == MBEDTLS_ERR_SSL_RECEIVED_NEW_SESSION_TICKET
-#endif
-		;
+	return result == MBEDTLS_ERR_SSL_WANT_READ || result == MBEDTLS_ERR_SSL_WANT_WRITE;
 }
 
 static void keep_session(struct iott_mbedtls *t, struct iott_mbedtls_socket *s) {
-	if (s->ssl.hostname == NULL || strlen(s->ssl.hostname) >= sizeof t->session_host)
+	if (strlen(s->host) >= sizeof t->session_host)
 		return;
 	mbedtls_ssl_session_free(&t->session);
 	mbedtls_ssl_session_init(&t->session);
 	t->has_session = mbedtls_ssl_get_session(&s->ssl, &t->session) == 0;
-	strcpy(t->session_host, s->ssl.hostname);
+	strcpy(t->session_host, s->host);
 }
 
 static int ready(void *ctx, int sock) {
@@ -120,7 +126,9 @@ static long recv_some(void *ctx, int sock, void *p, size_t n) {
 	int got;
 	if (!s->tls)
 		return t->plain->recv(t->plain->ctx, s->sock, p, n);
-	got = mbedtls_ssl_read(&s->ssl, p, n);
+	do
+		got = mbedtls_ssl_read(&s->ssl, p, n);
+	while (got == TICKET); /* of TLS 1.3, ahead of what it has sent */
 	if (got > 0)
 		return got;
 	if (again(got))
@@ -163,7 +171,12 @@ int iott_mbedtls_init(struct iott_mbedtls *t, struct iott_net *net, const struct
 	mbedtls_ssl_conf_authmode(&t->config, MBEDTLS_SSL_VERIFY_REQUIRED);
 	mbedtls_ssl_conf_ca_chain(&t->config, &t->ca, NULL);
 	mbedtls_ssl_conf_rng(&t->config, mbedtls_ctr_drbg_random, &t->random);
+#if MBEDTLS_VERSION_NUMBER < 0x03000000
 	mbedtls_ssl_conf_min_version(&t->config, MBEDTLS_SSL_MAJOR_VERSION_3, MBEDTLS_SSL_MINOR_VERSION_3);
+#elif defined(MBEDTLS_SSL_PROTO_TLS1_3)
+	if (psa_crypto_init() != PSA_SUCCESS)
+		return MBEDTLS_ERR_SSL_HW_ACCEL_FAILED;
+#endif
 	if ((result = mbedtls_ssl_conf_alpn_protocols(&t->config, protocols)) != 0)
 		return result;
 	net->ctx = t;

@@ -1,4 +1,4 @@
-/* iott_mbedtls speaks TLS for an iott client, with Mbed TLS 2.28, over any port: it is
+/* iott_mbedtls speaks TLS for an iott client, with Mbed TLS 2.28 or 3.6, over any port: it is
  * a port itself, whose plain sockets are another one's. */
 #ifndef IOTT_MBEDTLS_H
 #define IOTT_MBEDTLS_H
@@ -30,6 +30,7 @@ struct iott_mbedtls {
 	const char *why; /* the last failure, for people */
 	struct iott_mbedtls_socket {
 		struct iott_mbedtls *owner;
+		const char *host; /* of iott_net's open */
 		int sock; /* of plain; -1: free */
 		unsigned char tls, connected, done;
 		size_t unsent; /* bytes of a write that has to be made again */

@@ -69,6 +69,7 @@ func (api *AdminAPI) Routes() []caddy.AdminRoute {
 		{"POST /iottunnel/devices/{device}/disconnect", adminDisconnect},
 		{"POST /iottunnel/devices/{device}/relabel", adminRelabel},
 		{"POST /iottunnel/devices/{device}/forget", adminForget},
+		{"PUT /iottunnel/devices/{device}/tags", adminTags},
 		{"POST /iottunnel/enroll", adminEnrollMany},
 		{"POST /iottunnel/codes", adminNewCode},
 		{"GET /iottunnel/codes", adminCodes},
@@ -172,7 +173,7 @@ func adminDevices(ctx context.Context, e *edge, _ *App, r *http.Request) (any, e
 // deviceQueryOf reads the parameters of a list.
 func deviceQueryOf(r *http.Request) (deviceQuery, error) {
 	p := r.URL.Query()
-	q := deviceQuery{Text: p.Get("q"), State: p.Get("state"), After: p.Get("after"), Limit: defaultPage}
+	q := deviceQuery{Text: p.Get("q"), State: p.Get("state"), Tag: p.Get("tag"), After: p.Get("after"), Limit: defaultPage}
 	if q.State != "" && q.State != stateOnline && q.State != stateOffline {
 		return q, fmt.Errorf("state: %q is neither online nor offline", q.State)
 	}
@@ -256,7 +257,32 @@ func adminRelabel(ctx context.Context, e *edge, _ *App, r *http.Request) (any, e
 
 func adminForget(ctx context.Context, e *edge, _ *App, r *http.Request) (any, error) {
 	device := r.PathValue("device")
-	return doneView{device, "forgotten"}, e.hub.Forget(ctx, device)
+	if err := e.hub.Forget(ctx, device); err != nil {
+		return nil, err
+	}
+	return doneView{device, "forgotten"}, e.hub.Registry().DropJournal(ctx, device)
+}
+
+// tagsView is what {"tags":["lyon","fw=1.2"]} says: tags in the place of those that
+// there are.
+type tagsView struct {
+	Device string   `json:"device"`
+	Tags   []string `json:"tags"`
+}
+
+func adminTags(ctx context.Context, e *edge, _ *App, r *http.Request) (any, error) {
+	v := tagsView{Device: r.PathValue("device")}
+	if err := decodeBody(r, &v); err != nil {
+		return nil, err
+	}
+	v.Device = r.PathValue("device")
+	if v.Tags == nil {
+		return nil, badRequest(errors.New(`a list is missing, as in {"tags":["lyon"]}; an empty one takes all tags away`))
+	}
+	if _, err := getDevice(ctx, e.hub, v.Device); err != nil {
+		return nil, err
+	}
+	return v, e.hub.Registry().SetTags(ctx, v.Device, v.Tags)
 }
 
 // decodeBody reads a JSON body into v; none leaves it as it is.

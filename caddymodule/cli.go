@@ -80,6 +80,7 @@ A device is listed while it has a lease (its hostname is kept for it), or is enr
 		cobra.NoArgs, (*cli).devices)
 	devices.Flags().String("q", "", "only those with this in their id, hostname, address or agent")
 	devices.Flags().String("state", "", "only those that are online, or offline")
+	devices.Flags().String("tag", "", "only those with this tag")
 	devices.Flags().String("after", "", "only those with an id after this")
 	devices.Flags().Int("limit", 0, "at most so many (default: all)")
 
@@ -125,6 +126,9 @@ It is cut off within 5 seconds, whatever node it is connected to. No other authe
 it again ends that.`, cobra.ExactArgs(1), doDevice("revoke", "%s is revoked: it is cut off within 5 s, and cannot come back before it is enrolled again.")),
 		command("disconnect ID", "Cuts the connection of a device, which then comes back", "",
 			cobra.ExactArgs(1), doDevice("disconnect", "%s is disconnected; its agent connects again.")),
+		command("tag ID [TAG…]", "Gives a device tags, in the place of those that it has", `
+Tags are for finding devices: lower-case letters, digits and -._:/=, up to 16 of 40 characters. They stay until the
+device is forgotten. Without a TAG it has none.`, cobra.MinimumNArgs(1), (*cli).tag),
 		command("relabel ID", "Gives a device another hostname, and ends its public ports", "",
 			cobra.ExactArgs(1), doDevice("relabel", "%s has lost its hostname, and gets another when it connects.")),
 		command("forget ID", "Removes all that is recorded of a device: secret, hostname, public ports", "",
@@ -234,7 +238,7 @@ func (c *cli) devices([]string) error {
 		if limit > 0 {
 			n = min(maxPage, limit-len(all.Devices))
 		}
-		q := url.Values{"limit": {fmt.Sprint(n)}, "after": {after}, "q": {c.flag("q")}, "state": {c.flag("state")}}
+		q := url.Values{"limit": {fmt.Sprint(n)}, "after": {after}, "q": {c.flag("q")}, "state": {c.flag("state")}, "tag": {c.flag("tag")}}
 		var page devicePage
 		if err := c.call("GET", "devices?"+q.Encode(), nil, &page); err != nil {
 			return err
@@ -322,6 +326,8 @@ func (c *cli) device(args []string) error {
 		}
 		line(fmt.Sprintf("port %d", p.Port), strings.TrimSpace(p.Kind+" "+to))
 	}
+	line("tags", strings.Join(d.Tags, " "))
+	line("connects", fmt.Sprintf("%d in 24 h", d.Connects))
 	if d.LeaseUntil != nil {
 		line("lease until", d.LeaseUntil.Format(time.RFC3339))
 	}
@@ -331,7 +337,26 @@ func (c *cli) device(args []string) error {
 	if l := d.LastRefusal; l != nil {
 		line("last refusal", fmt.Sprintf("%s: %s, from %s, %s", l.Code, l.Message, l.Remote, l.At.Format(time.RFC3339)))
 	}
+	for i, e := range d.History {
+		name := ""
+		if i == 0 {
+			name = "history"
+		}
+		fmt.Fprintf(w, "%s\t%s\n", name, plain(strings.TrimSpace(fmt.Sprintf("%s  %s %s  %s", e.At.Format(time.RFC3339), e.Event, e.Node, e.Detail))))
+	}
 	return w.Flush()
+}
+
+func (c *cli) tag(args []string) error {
+	v := tagsView{Device: args[0], Tags: append([]string{}, args[1:]...)}
+	if err := c.call("PUT", "devices/"+url.PathEscape(args[0])+"/tags", v, &v); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(v)
+	}
+	_, err := fmt.Fprintf(c.say, "%s has %d tags.\n", plain(v.Device), len(v.Tags))
+	return err
 }
 
 func forSince(d deviceView) string {

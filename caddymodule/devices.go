@@ -46,6 +46,32 @@ type deviceView struct {
 	Secret      string       `json:"secret,omitempty"`
 	LastClose   *closeView   `json:"last_close,omitempty"`
 	LastRefusal *refusalView `json:"last_refusal,omitempty"`
+	// Connects is how often it has connected in this hour and the 23 before it.
+	Connects int      `json:"connects_24h"`
+	Tags     []string `json:"tags"`
+	// History is what has happened to it, newest first; only where one device is
+	// asked for.
+	History []eventView `json:"history,omitempty"`
+}
+
+// eventView is something that happened to a device: `online`, `offline`, or another
+// event of the edge.
+type eventView struct {
+	At     time.Time `json:"at"`
+	Event  string    `json:"event"`
+	Node   string    `json:"node,omitempty"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+// journal adds what is told of a device besides its lease.
+func (v *deviceView) journal(j registry.Journal) {
+	v.Connects = j.Connects
+	if j.Tags != nil {
+		v.Tags = j.Tags
+	}
+	for _, e := range j.Events {
+		v.History = append(v.History, eventView{At: *moment(e.At), Event: e.Kind, Node: e.Node, Detail: e.Detail})
+	}
 }
 
 // portView is a port of a device. Kind and URL are known while it is connected to
@@ -92,7 +118,7 @@ type infoOf func(registry.Record) (tunnelcore.TunnelInfo, bool)
 
 // viewDevice joins what is known of a device. rec and cred may be zero.
 func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential, tunnel infoOf) deviceView {
-	v := deviceView{Device: device, State: stateOffline, Ports: []portView{}}
+	v := deviceView{Device: device, State: stateOffline, Ports: []portView{}, Tags: []string{}}
 	switch {
 	case cred.Version == 0:
 	case cred.Revoked():
@@ -161,16 +187,23 @@ func getDevice(ctx context.Context, h *tunnelcore.Hub, device string) (deviceVie
 	if err != nil && (!errors.Is(err, registry.ErrUnknown) || !leased) {
 		return deviceView{}, err
 	}
-	return viewDevice(h, device, rec, cred, func(rec registry.Record) (tunnelcore.TunnelInfo, bool) {
+	journal, err := h.Registry().Journal(ctx, device)
+	if err != nil {
+		return deviceView{}, err
+	}
+	v := viewDevice(h, device, rec, cred, func(rec registry.Record) (tunnelcore.TunnelInfo, bool) {
 		ctx, cancel := context.WithTimeout(ctx, ownerTime)
 		defer cancel()
 		return h.TunnelOf(ctx, rec)
-	}), nil
+	})
+	v.journal(journal)
+	return v, nil
 }
 
 // deviceQuery is what a list of devices is asked for.
 type deviceQuery struct {
-	Text  string // in id, hostname, or what is known of the connection; in any case
+	Text  string // in id, hostname, tags, or what is known of the connection; in any case
+	Tag   string // one that it has; or empty
 	State string // stateOnline, stateOffline or empty
 	After string
 	Limit int
@@ -202,7 +235,7 @@ func listDevices(ctx context.Context, h *tunnelcore.Hub, q deviceQuery) (deviceP
 			return devicePage{}, err
 		}
 		for i, v := range views {
-			if (q.State != "" && v.State != q.State) || !v.holds(text) {
+			if (q.State != "" && v.State != q.State) || (q.Tag != "" && !slices.Contains(v.Tags, q.Tag)) || !v.holds(text) {
 				continue
 			}
 			page.Devices = append(page.Devices, v)
@@ -258,6 +291,17 @@ func scanDevices(ctx context.Context, h *tunnelcore.Hub, after string) (views []
 		}
 		views = append(views, viewDevice(h, device, rec, cred, here))
 	}
+	ids := make([]string, len(views))
+	for i, v := range views {
+		ids[i] = v.Device
+	}
+	journals, err := h.Registry().Journals(ctx, ids)
+	if err != nil {
+		return nil, "", err
+	}
+	for i, j := range journals {
+		views[i].journal(j)
+	}
 	return views, last, nil
 }
 
@@ -271,7 +315,8 @@ func (v *deviceView) holds(text string) bool {
 			return true
 		}
 	}
-	return slices.ContainsFunc(v.Ports, func(p portView) bool { return strings.Contains(p.Addr, text) })
+	return slices.ContainsFunc(v.Ports, func(p portView) bool { return strings.Contains(p.Addr, text) }) ||
+		slices.ContainsFunc(v.Tags, func(tag string) bool { return strings.Contains(tag, text) })
 }
 
 // listNodes returns the live nodes.

@@ -61,8 +61,8 @@ type heldRestorer struct {
 }
 
 // holdRegistry returns the registry of a's configuration, opened if no edge
-// holds it. Close lets go of it.
-func holdRegistry(identity string, a *App) (registry.Registry, error) {
+// holds it. Close calls before and lets go of it.
+func holdRegistry(identity string, a *App, before func()) (registry.Registry, error) {
 	value, _, err := registries.LoadOrNew(identity, func() (caddy.Destructor, error) {
 		reg, err := a.registry.Open(a.logger)
 		if err != nil {
@@ -74,6 +74,7 @@ func holdRegistry(identity string, a *App) (registry.Registry, error) {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	closeOnce := sync.OnceValue(func() error {
+		before()
 		_, err := registries.Delete(identity)
 		return err
 	})

@@ -15,9 +15,10 @@ import (
 // connections kept to devices. Each configuration holds it from Start to the
 // Cleanup of its last module; the last one to let go ends it.
 type edge struct {
-	key   edgeKey
-	hub   *tunnelcore.Hub
-	conns *conns
+	key     edgeKey
+	hub     *tunnelcore.Hub
+	conns   *conns
+	journal *journal
 
 	mu          sync.Mutex // guards what follows
 	generations []generation
@@ -52,10 +53,13 @@ type generation struct {
 // the key.
 func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) {
 	hurry(func(e *edge) bool { return e.key == key }) // else the registry knows the node as live
-	reg, err := holdRegistry(key.registry, a)
+	e := &edge{key: key, logger: a.logger, down: make(chan struct{})}
+	e.journal = newJournal(key.node, e.log)
+	reg, err := holdRegistry(key.registry, a, e.journal.stop)
 	if err != nil {
 		return nil, err
 	}
+	e.journal.start(reg)
 	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: measure(reg), Settings: settings, Observer: metrics})
 	if err != nil {
 		return nil, err // the hub has closed the registry
@@ -63,13 +67,22 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	process.Lock()
 	defer process.Unlock()
 	process.live++
-	return &edge{key: key, hub: hub, conns: newConns(hub), down: make(chan struct{})}, nil
+	e.hub, e.conns = hub, newConns(hub)
+	return e, nil
+}
+
+// log is the logger of the newest configuration.
+func (e *edge) log() *slog.Logger {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.logger
 }
 
 // push makes the settings of a the ones in force.
 func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	settings.TunnelEnded = e.conns.forget
 	settings.Crowded = e.conns.makeRoom
+	settings.Events = e.journal.listen(settings.Events)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})
@@ -118,10 +131,7 @@ func (e *edge) runShutdown(grace, spread time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), grace)
 	defer cancel()
 	if err := e.hub.Retire(ctx, spread); err != nil {
-		e.mu.Lock()
-		logger := e.logger
-		e.mu.Unlock()
-		logger.Error("edge did not end cleanly", slog.Any("error", err))
+		e.log().Error("edge did not end cleanly", slog.Any("error", err))
 	}
 }
 

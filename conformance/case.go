@@ -17,6 +17,7 @@ type need int
 const (
 	basic     need = 1 << iota // streams of the basic profile: none of it in the profile inline
 	early                      // the capability `early`, with transfer sockets
+	frames                     // `early`, with transfer sockets or inline
 	reuse                      // the capability `reuse`
 	inline                     // the capability `inline`
 	redirect                   // the capability `redirect`
@@ -26,7 +27,7 @@ const (
 	plain                      // no TLS
 	command                    // that the tool starts the agent
 	another                    // a second edge, {url2}
-	slow                       // minutes
+	slow                       // half a minute or more
 	unstarted                  // the case starts the agent itself
 )
 
@@ -104,6 +105,7 @@ func (c *testCase) missing(r *rig) string {
 	}{
 		{basic, !inlined, "in the profile inline there are no transfer sockets"},
 		{early, r.caps.Has(wire.Early) && !inlined, "the agent does not offer `early`, or not in this profile"},
+		{frames, r.caps.Has(wire.Early), "the agent does not offer `early`, or not in this profile"},
 		{reuse, r.caps.Has(wire.Early|wire.Reuse) && !inlined, "the agent does not offer `reuse`, or not in this profile"},
 		{inline, inlined, "the agent does not offer `inline`, or not in this profile"},
 		{redirect, r.caps.Has(wire.Redirect), "the agent does not offer `redirect`"},
@@ -113,7 +115,7 @@ func (c *testCase) missing(r *rig) string {
 		{plain, !r.cfg.TLS, "with --tls"},
 		{command, r.cfg.Launch != nil, "the tool does not start the agent"},
 		{another, r.usesSecond, "the command has no {url2}"},
-		{slow, r.cfg.Slow, "takes minutes: --slow"},
+		{slow, r.cfg.Slow, "takes long: --slow"},
 	} {
 		if c.needs&m.need != 0 && !m.have {
 			return m.why

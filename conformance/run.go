@@ -55,6 +55,7 @@ type Config struct {
 	Listen      string        // default 127.0.0.1:0
 	Echo        string        // where the echo service listens; default 127.0.0.1:0
 	Network     func(network, address string) (net.Listener, error)
+	Elsewhere   func() string                    // an address of this machine that is not loopback; empty if there is none
 	Say         func(format string, args ...any) // told what the person has to know
 	Done        func(Result)                     // told each result as it comes, one at a time
 }
@@ -92,6 +93,9 @@ func (c *Config) defaults() {
 	if c.Network == nil {
 		c.Network = net.Listen
 	}
+	if c.Elsewhere == nil {
+		c.Elsewhere = elsewhere
+	}
 	if c.Say == nil {
 		c.Say = func(string, ...any) {}
 	}
@@ -103,7 +107,18 @@ func (c *Config) defaults() {
 	}
 }
 
-// Profiles are the names for Config.Profile, and the capabilities that count in each.
+// elsewhere is an IPv4 address of this machine that others reach, or none.
+func elsewhere() string {
+	addrs, _ := net.InterfaceAddrs() // without them there is none
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			return n.IP.String()
+		}
+	}
+	return ""
+}
+
+// profiles are the names for Config.Profile, and the capabilities that count in each.
 var profiles = map[string]wire.Caps{
 	"basic":  wire.Redirect,
 	"full":   wire.Redirect | wire.Early | wire.Reuse,

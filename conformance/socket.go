@@ -20,6 +20,7 @@ type sock struct {
 
 	mu         sync.Mutex // guards what follows, and writes
 	closeSent  bool
+	muted      bool
 	violations []string // of RFC 6455
 	masks      [][4]byte
 }
@@ -115,11 +116,21 @@ func (s *sock) send(f frame) {
 
 // sendRaw writes bytes that need not be a frame.
 func (s *sock) sendRaw(b []byte, what string) {
-	s.t.logf("edge → agent", s.name, b, "%s", what)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.muted {
+		return
+	}
+	s.t.logf("edge → agent", s.name, b, "%s", what)
 	_ = s.conn.SetWriteDeadline(time.Now().Add(s.t.patience())) // if it fails, so does the write
 	_, _ = s.conn.Write(b)                                      // seen by who waits for an answer
+}
+
+// mute has nothing sent any more, not even answers to pings.
+func (s *sock) mute() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.muted = true
 }
 
 // text sends a text message, and binary a binary one.

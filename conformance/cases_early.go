@@ -274,11 +274,13 @@ func resetByService(t *T) {
 	t.check(k == wire.FrameReset, want, "%v", e)
 }
 
-// resetAttached sends `reset` for a stream that has its transfer socket.
+// resetAttached has the edge send `reset` when the stream is attached for the agent.
 func resetAttached(t *T) {
-	s, _, local := t.attached(wire.Early)
+	s, local := t.begun(0)
+	s.transfer()
+	s.awaitFrame("`move`, once the transfer socket is there", wire.FrameMove, t.patience())
 	s.frame(wire.FrameReset, "")
-	local.expectHow(t, "`reset` aborts in every state", aborted, t.patience())
+	local.expectHow(t, "`reset` aborts a stream that is attached, too", aborted, t.patience())
 }
 
 func transferLost(t *T) {

@@ -488,7 +488,7 @@ func offers(t *T) {
 // without has an edge that knows no capability: streams work all the same, or are
 // refused by an agent that cannot have a second connection.
 func without(t *T) {
-	u := t.up(0)
+	u := t.control().greet(t, 0)
 	s := u.open(t.echoPort(), 0)
 	want := "a transfer socket for `open`, or `refused`, where `ready` has no capability"
 	timer := time.NewTimer(t.patience())

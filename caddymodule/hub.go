@@ -19,6 +19,7 @@ type edge struct {
 	hub     *tunnelcore.Hub
 	conns   *conns
 	journal *journal
+	pages   feed // of dashboards
 
 	mu          sync.Mutex // guards what follows
 	generations []generation
@@ -82,7 +83,7 @@ func (e *edge) log() *slog.Logger {
 func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	settings.TunnelEnded = e.conns.forget
 	settings.Crowded = e.conns.makeRoom
-	settings.Events = e.journal.listen(settings.Events)
+	settings.Events = e.pages.listen(e.journal.listen(settings.Events))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})

@@ -253,7 +253,7 @@ func (a *App) settings() tunnelcore.Settings {
 		}
 	}
 	s.Logger = a.logger
-	s.Events = tellPages(emitter(a.ctx))
+	s.Events = emitter(a.ctx)
 	return s
 }
 

@@ -1,22 +1,20 @@
-"use strict";
+// The list of devices. All of them are held here; only the rows in sight are in the
+// document. Text of devices enters through textContent alone.
+import { bytes, element, getJSON, link, since } from "./text.js";
+import { close, refreshOpen, show } from "./device.js";
+import { chart, every, sample } from "./traffic.js";
 
-// All devices are held here; only the rows in sight are in the document. Text of
-// devices enters through textContent alone.
 const devices = new Map();
-let order = []; // ids, sorted
+let order = []; // all devices, sorted
 let shown = []; // those that match
+let unsorted = true; // order has to be made anew
 let loadedAt = 0;
 let live = false;
+const sort = { by: "device", down: false };
 
 const byId = (id) => document.getElementById(id);
 const viewport = byId("viewport");
 const list = byId("list");
-
-async function getJSON(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(20000), headers: { Accept: "application/json" } });
-  if (!answer.ok) throw new Error((await answer.text()).slice(0, 200) || answer.statusText);
-  return answer.json();
-}
 
 // load reads the whole list, page by page, and shows what there is of it meanwhile.
 let loading = false;
@@ -33,9 +31,13 @@ async function load() {
         keep(d);
       }
       after = page.next || "";
-      if (loadedAt === 0) refresh();
+      if (!loadedAt) soon();
     } while (after);
-    for (const id of devices.keys()) if (!seen.has(id)) devices.delete(id);
+    for (const id of devices.keys()) {
+      if (seen.has(id)) continue;
+      devices.delete(id);
+      unsorted = true;
+    }
     loadedAt = Date.now();
     const { nodes } = await getJSON("api/nodes");
     showNodes(nodes);
@@ -49,27 +51,80 @@ async function load() {
 }
 
 function keep(d) {
-  d.text = [d.device, d.hostname, d.remote, d.node, d.agent, ...d.ports.map((p) => p.addr || "")].join(" ").toLowerCase();
+  d.text = [d.device, d.hostname, d.remote, d.node, d.agent, ...d.tags, ...d.ports.map((p) => p.addr || "")].join(" ").toLowerCase();
+  const old = devices.get(d.device);
   devices.set(d.device, d);
+  if (!old || key(old) !== key(d)) unsorted = true;
+}
+
+// key is what a device is sorted by.
+function key(d) {
+  switch (sort.by) {
+    case "for": return -Date.parse((d.state === "online" ? d.since : d.last_seen) || 0);
+    case "from": return d.remote || "";
+    default: return d[sort.by] || "";
+  }
+}
+
+function inOrder() {
+  if (!unsorted && order.length === devices.size) {
+    order = order.map((d) => devices.get(d.device));
+    return;
+  }
+  unsorted = false;
+  const keyed = Array.from(devices.values(), (d) => [key(d), d]);
+  const sign = sort.down ? -1 : 1;
+  keyed.sort(([a, x], [b, y]) => (a < b ? -sign : a > b ? sign : x.device < y.device ? -1 : 1));
+  order = keyed.map(([, d]) => d);
 }
 
 // refresh finds out which devices match, and draws.
 function refresh() {
-  order = [...devices.keys()].sort();
+  inOrder();
   const text = byId("search").value.trim().toLowerCase();
   const state = document.querySelector("input[name=state]:checked").value;
-  shown = order.filter((id) => {
-    const d = devices.get(id);
-    return (!state || d.state === state) && (!text || d.text.includes(text));
-  });
+  const tag = byId("tag").value;
+  shown = order.filter((d) => (!state || d.state === state) && (!tag || d.tags.includes(tag)) && (!text || d.text.includes(text)));
   const empty = byId("empty");
-  empty.hidden = shown.length > 0;
+  empty.hidden = shown.length > 0 || !loadedAt;
   viewport.hidden = shown.length === 0;
   empty.textContent = devices.size === 0
     ? "No device yet. “caddy iottunnel enroll ID” gives one its secret; it is listed here from then on."
     : "No device matches.";
+  byId("table").setAttribute("aria-rowcount", shown.length + 1);
+  offerTags();
   summarise();
   draw(true);
+}
+
+// soon refreshes, but leaves the browser most of its time: a fleet that comes back is
+// drawn a few times a second.
+let due = 0;
+let took = 0;
+function soon() {
+  if (due) return;
+  due = setTimeout(() => {
+    due = 0;
+    const began = performance.now();
+    refresh();
+    took = performance.now() - began;
+  }, Math.max(150, 5 * took));
+}
+
+// offerTags lists the tags that devices have.
+function offerTags() {
+  const all = new Set();
+  for (const d of order) for (const tag of d.tags) if (all.size < 500) all.add(tag);
+  const select = byId("tag");
+  const names = [...all].sort();
+  if (names.join() === select.dataset.names) return;
+  select.dataset.names = names.join();
+  const chosen = select.value;
+  const any = element("option", "", "All tags");
+  any.value = "";
+  select.replaceChildren(any, ...names.map((name) => element("option", "", name)));
+  select.value = all.has(chosen) ? chosen : "";
+  select.hidden = all.size === 0;
 }
 
 function summarise(problem) {
@@ -80,10 +135,8 @@ function summarise(problem) {
     return;
   }
   let online = 0;
-  for (const d of devices.values()) if (d.state === "online") online++;
-  const bold = document.createElement("b");
-  bold.textContent = online.toLocaleString();
-  to.append(bold, " of " + devices.size.toLocaleString() + " online");
+  for (const d of order) if (d.state === "online") online++;
+  to.append(element("b", "", online.toLocaleString()), " of " + devices.size.toLocaleString() + " online");
   if (shown.length !== devices.size) to.append(" · " + shown.length.toLocaleString() + " shown");
   to.append(!loadedAt ? " · loading" : live ? " · live" : " · as of " + new Date(loadedAt).toLocaleTimeString());
 }
@@ -97,58 +150,55 @@ function showNodes(nodes) {
     meter.max = Math.max(1, n.capacity);
     meter.high = n.capacity * 0.9;
     meter.value = n.clients;
-    meter.setAttribute("aria-label", "load of " + n.node);
-    item.append(element("b", "", n.node), meter, n.clients.toLocaleString() + " of " + n.capacity.toLocaleString()
-      + (n.draining ? ", draining" : silent ? ", silent for " + roughly(n.heartbeat_age_ms) : ""));
-    item.title = "its share is " + n.share.toLocaleString() + (n.url ? " · " + n.url : "") + (n.internal ? " · " + n.internal : "");
+    meter.setAttribute("aria-label", n.node + ": " + n.clients + " of " + n.capacity);
+    item.append(element("b", "", n.node), meter, n.clients.toLocaleString() + (silent ? " · silent" : n.draining ? " · draining" : ""));
     return item;
   })));
 }
 
 // draw puts the rows in sight into the document.
 const rows = new Map(); // id → element
-function draw(again) {
-  const height = parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row")) * parseFloat(getComputedStyle(document.documentElement).fontSize);
-  list.style.height = shown.length * height + "px";
+function inSight() {
+  const root = getComputedStyle(document.documentElement);
+  const height = parseFloat(root.getPropertyValue("--row")) * parseFloat(root.fontSize);
   const first = Math.max(0, Math.floor(viewport.scrollTop / height) - 8);
   const last = Math.min(shown.length, Math.ceil((viewport.scrollTop + viewport.clientHeight) / height) + 8);
-  const want = new Set(shown.slice(first, last));
+  return { height, first, last };
+}
+
+function draw(again) {
+  const { height, first, last } = inSight();
+  list.style.height = shown.length * height + "px";
+  const want = new Set();
+  for (let i = first; i < last; i++) want.add(shown[i].device);
+  const focused = document.activeElement?.closest?.(".row")?.device?.device;
   for (const [id, row] of rows) {
-    if (want.has(id)) continue;
+    if (want.has(id) || id === focused) continue; // the keyboard's place stays
     row.remove();
     rows.delete(id);
   }
   for (let i = first; i < last; i++) {
-    let row = rows.get(shown[i]);
+    const d = shown[i];
+    let row = rows.get(d.device);
     if (!row) {
-      row = document.createElement("li");
-      rows.set(shown[i], row);
-      fill(row, devices.get(shown[i]));
+      row = element("div");
+      row.setAttribute("role", "row");
+      rows.set(d.device, row);
+      fill(row, d);
       list.append(row);
     } else if (again) {
-      fill(row, devices.get(shown[i]));
+      fill(row, d);
     }
     row.style.top = i * height + "px";
-    row.setAttribute("aria-posinset", i + 1);
-    row.setAttribute("aria-setsize", shown.length);
+    row.setAttribute("aria-rowindex", i + 2);
   }
 }
 
-function element(name, kind, text) {
-  const e = document.createElement(name);
-  if (kind) e.className = kind;
-  if (text !== undefined) e.textContent = text;
+function cell(kind, ...what) {
+  const e = element("span", kind);
+  e.setAttribute("role", "cell");
+  e.append(...what);
   return e;
-}
-
-// link leads to a page of a device. Only http and https become links.
-function link(url, text, kind) {
-  if (!/^https?:\/\//.test(url || "")) return element("span", kind, text);
-  const a = element("a", kind, text);
-  a.href = url;
-  a.target = "_blank";
-  a.rel = "noopener noreferrer";
-  return a;
 }
 
 function fill(row, d) {
@@ -156,90 +206,55 @@ function fill(row, d) {
     row.querySelector(".for").textContent = since(d);
     return;
   }
+  const fresh = row.device && row.device.state !== d.state;
+  const focused = row.contains(document.activeElement);
   row.device = d;
-  row.className = "row " + d.state + (d.secret === "revoked" ? " revoked" : "");
+  row.className = "row " + d.state + (d.secret === "revoked" ? " revoked" : "") + (fresh ? " fresh" : "");
   const dot = element("span", "dot");
   dot.title = d.secret === "revoked" ? "revoked" : d.state;
   dot.setAttribute("role", "img");
   dot.setAttribute("aria-label", dot.title);
   const name = element("button", "name", d.device);
   name.type = "button";
+  const tags = d.tags.map((tag) => element("span", "tag", tag));
   const page = d.ports.find((p) => p.url);
   const host = link(page && page.url, d.hostname || (d.secret === "revoked" ? "revoked" : "was never connected"), "host");
-  const ports = element("span", "ports");
-  for (const p of d.ports) {
+  const ports = d.ports.map((p) => {
     const port = link(p.url, String(p.port), "port");
     port.title = [p.kind, p.url || p.addr || "not public"].filter(Boolean).join(" ");
-    ports.append(port);
+    return port;
+  });
+  row.replaceChildren(
+    cell("state", dot), cell("who", name, ...tags), cell("where", host), cell("ports", ...ports), cell("traffic"),
+    cell("for", since(d)), cell("from", d.remote || ""), cell("node", d.node || ""),
+  );
+  drawTraffic(row);
+  if (focused) name.focus({ preventScroll: true });
+}
+
+function drawTraffic(row) {
+  const line = row.device.state === "online" ? chart(row.device.device, bytes) : undefined;
+  row.querySelector(".traffic").replaceChildren(...(line ? [line] : []));
+}
+
+// watchTraffic asks how much goes to and from what is in sight.
+async function watchTraffic() {
+  if (document.hidden) return;
+  const { first, last } = inSight();
+  const ids = shown.slice(first, last).filter((d) => d.state === "online").map((d) => d.device);
+  const open = byId("details").open && byId("detail-name").textContent;
+  if (open && !ids.includes(open)) ids.push(open);
+  try {
+    await sample(ids.slice(0, 200), getJSON);
+  } catch {
+    return; // load says what is wrong
   }
-  row.replaceChildren(dot, name, host, ports, element("span", "for", since(d)), element("span", "from", d.remote || ""), element("span", "node", d.node || ""));
-}
-
-// since is how long a device has been in its state, in one unit.
-function since(d) {
-  const at = d.state === "online" ? d.since : d.last_seen;
-  return at ? roughly(Date.now() - Date.parse(at)) : "";
-}
-
-function roughly(ms) {
-  const s = Math.max(0, Math.floor(ms / 1000));
-  if (s < 60) return s + " s";
-  if (s < 3600) return Math.floor(s / 60) + " min";
-  if (s < 172800) return Math.floor(s / 3600) + " h";
-  return Math.floor(s / 86400) + " d";
-}
-
-function bytes(n) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let i = 0;
-  for (; n >= 1024 && i < units.length - 1; i++) n /= 1024;
-  return (i ? n.toFixed(1) : n) + " " + units[i];
-}
-
-// show puts up a device, and what the node knows that it is connected to, once that has
-// answered.
-function show(d) {
-  details(d);
-  byId("details").showModal();
-  if (d.state !== "online" || d.remote !== undefined) return;
-  getJSON("api/devices/" + encodeURIComponent(d.device)).then((more) => {
-    if (byId("details").open && byId("detail-name").textContent === d.device) details(more);
-  }, () => {}); // what is there stays
-}
-
-function details(d) {
-  byId("detail-name").textContent = d.device;
-  const to = byId("detail-list");
-  to.replaceChildren();
-  const line = (name, ...what) => {
-    if (what.every((w) => w === undefined || w === null || w === "")) return;
-    const dd = element("dd");
-    dd.append(...what);
-    to.append(element("dt", "", name), dd);
-  };
-  const moment = (at) => {
-    const t = element("time", "", new Date(at).toLocaleString());
-    t.dateTime = at;
-    return t;
-  };
-  line("State", d.state + (since(d) ? (d.state === "online" ? " for " : ", seen ") + since(d) + (d.state === "online" ? "" : " ago") : ""));
-  line("Hostname", d.hostname);
-  for (const p of d.ports) line("Port " + p.port, (p.kind || "tcp") + " ", p.url ? link(p.url, p.url) : p.addr || "not public");
-  line("From", d.remote);
-  line("Agent", d.agent);
-  line("Node", d.node);
-  if (d.rtt_ms) line("Round trip", d.rtt_ms.toFixed(1) + " ms");
-  if (d.streams !== undefined) line("Streams", String(d.streams));
-  if (d.bytes_in !== undefined) line("Bytes", bytes(d.bytes_in) + " in, " + bytes(d.bytes_out) + " out");
-  line("Secret", d.secret);
-  if (d.lease_until) line("Lease until", moment(d.lease_until));
-  if (d.last_close) line("Last end", d.last_close.reason + ", ", moment(d.last_close.at));
-  if (d.last_refusal) line("Last refusal", [d.last_refusal.code, d.last_refusal.message, "from " + d.last_refusal.remote].filter(Boolean).join(" · ") + ", ", moment(d.last_refusal.at));
+  for (const row of rows.values()) drawTraffic(row);
+  refreshOpen();
 }
 
 // follow takes changes as they come, while the page is seen.
 let source = null;
-let pending = false;
 function follow() {
   if (source) source.close();
   source = null;
@@ -255,43 +270,85 @@ function follow() {
     summarise();
   };
   source.addEventListener("device", (e) => {
-    const d = JSON.parse(e.data);
-    keep(d);
-    if (!pending) { // a fleet that comes back is drawn a few times a second
-      pending = true;
-      setTimeout(() => {
-        pending = false;
-        refresh();
-        const row = rows.get(d.device);
-        if (row) {
-          row.classList.remove("fresh");
-          void row.offsetWidth;
-          row.classList.add("fresh");
-        }
-      }, 150);
-    }
+    keep(JSON.parse(e.data));
+    soon();
   });
   source.addEventListener("missed", load);
 }
 
-list.addEventListener("click", (e) => {
-  const row = e.target.closest("li");
-  if (row && e.target.closest("button")) show(row.device);
-});
-byId("search").addEventListener("input", () => {
+function again() {
   viewport.scrollTop = 0;
   refresh();
-});
-for (const radio of document.querySelectorAll("input[name=state]")) {
-  radio.addEventListener("change", () => {
-    viewport.scrollTop = 0;
-    refresh();
-  });
 }
+
+function sortBy(by) {
+  sort.down = sort.by === by && !sort.down;
+  sort.by = by;
+  unsorted = true;
+  for (const button of document.querySelectorAll("[data-sort]")) {
+    const header = button.closest("[role=columnheader]");
+    if (button.dataset.sort === by) header.setAttribute("aria-sort", sort.down ? "descending" : "ascending");
+    else header.removeAttribute("aria-sort");
+  }
+  again();
+}
+
+// step moves the keyboard's place by some rows.
+function step(by) {
+  const from = document.activeElement.closest?.(".row")?.device;
+  let i = from ? shown.findIndex((d) => d.device === from.device) + by : 0;
+  i = Math.max(0, Math.min(shown.length - 1, i));
+  const { height } = inSight();
+  const top = i * height;
+  if (top < viewport.scrollTop) viewport.scrollTop = top;
+  else if (top + height > viewport.scrollTop + viewport.clientHeight) viewport.scrollTop = top + height - viewport.clientHeight;
+  draw(false);
+  rows.get(shown[i]?.device)?.querySelector(".name").focus({ preventScroll: true });
+}
+
+// changed is told of a device that the dialog has had changed.
+function changed(d) {
+  keep(d);
+  refresh();
+}
+
+list.addEventListener("click", (e) => {
+  const row = e.target.closest(".row");
+  if (row && e.target.closest("button")) show(row.device, changed);
+  else if (e.target.classList.contains("tag")) {
+    byId("tag").value = e.target.textContent;
+    again();
+  }
+});
+byId("search").addEventListener("input", again);
+byId("tag").addEventListener("change", again);
+for (const radio of document.querySelectorAll("input[name=state]")) radio.addEventListener("change", again);
+for (const button of document.querySelectorAll("[data-sort]")) button.addEventListener("click", () => sortBy(button.dataset.sort));
+document.addEventListener("keydown", (e) => {
+  if (e.ctrlKey || e.metaKey || e.altKey || byId("details").open) return;
+  const typing = e.target.closest?.("input, select");
+  const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 20, PageUp: -20 };
+  if (e.key === "/" && !typing) {
+    byId("search").focus();
+  } else if (e.key in steps && (!typing || (e.target.id === "search" && e.key === "ArrowDown"))) {
+    step(steps[e.key]);
+  } else if (e.key === "Escape" && e.target.id === "search") {
+    e.target.value = "";
+    again();
+  } else {
+    return;
+  }
+  e.preventDefault();
+});
 viewport.addEventListener("scroll", () => requestAnimationFrame(() => draw(false)), { passive: true });
 addEventListener("resize", () => draw(false));
+addEventListener("pagehide", close);
 document.addEventListener("visibilitychange", follow);
 setInterval(() => { if (!document.hidden) draw(true); }, 10000);
-setInterval(() => { if (!document.hidden) load(); }, 30000); // what other nodes' devices do
+// What no event tells: the nodes' load, and what was missed.
+setInterval(() => { if (!document.hidden) (live && devices.size > 2000 ? getJSON("api/nodes").then(({ nodes }) => showNodes(nodes), () => {}) : load()); }, 30000);
+setInterval(() => { if (!document.hidden && loadedAt && live && Date.now() - loadedAt > 300000) load(); }, 60000);
+setInterval(watchTraffic, every);
+sortBy("device");
 load();
 follow();

@@ -201,7 +201,12 @@ func hostPort(u *url.URL) string {
 // upgrade makes a WebSocket of conn, which it owns from then on. An answer that
 // is not 101 is in the error as a *RefusedError.
 func upgrade(ctx context.Context, conn net.Conn, u *url.URL, bearer string, buffer int) (*socket.Socket, error) {
-	return hop(ctx, "handshake", handshakeTimeout, func(ctx context.Context) (*socket.Socket, error) {
+	return upgradeWithin(ctx, handshakeTimeout, conn, u, bearer, buffer)
+}
+
+// upgradeWithin is upgrade with a deadline of its own.
+func upgradeWithin(ctx context.Context, limit time.Duration, conn net.Conn, u *url.URL, bearer string, buffer int) (*socket.Socket, error) {
+	return hop(ctx, "handshake", limit, func(ctx context.Context) (*socket.Socket, error) {
 		header := map[string][]string{"User-Agent": {"iottunnel-agent"}}
 		if bearer != "" {
 			header["Authorization"] = []string{"Bearer " + bearer}

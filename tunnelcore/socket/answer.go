@@ -98,9 +98,9 @@ func (h *headReader) line() (string, error) {
 	}
 }
 
-// body reads what there is of a body, up to maxBody: the status tells more than an
+// Body reads what there is of a body, up to 1 KiB: the status tells more than an
 // error does (RFC 9112 §6.3).
-func (a Answer) body(br *bufio.Reader) []byte {
+func (a Answer) Body(br *bufio.Reader) []byte {
 	if a.Status < 200 || a.Status == 204 || a.Status == 304 {
 		return nil
 	}

@@ -85,7 +85,7 @@ func handshake(conn net.Conn, br *bufio.Reader, u *url.URL, header map[string][]
 	case err != nil:
 		return a, err
 	case a.Status != 101:
-		return a, &StatusError{Status: a.Status, Reason: a.Reason, Header: a.Header, Body: a.body(br)}
+		return a, &StatusError{Status: a.Status, Reason: a.Reason, Header: a.Header, Body: a.Body(br)}
 	case !lists(a.Header["Upgrade"], "websocket"), !lists(a.Header["Connection"], "upgrade"):
 		return a, errors.New("the server upgrades to something else than a WebSocket")
 	case a.Header.Get("Sec-Websocket-Accept") != acceptKey(key):

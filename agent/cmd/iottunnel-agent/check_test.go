@@ -16,7 +16,7 @@ import (
 )
 
 func TestHelpGolden(t *testing.T) {
-	for _, name := range []string{"", "run", "check", "service", "version"} {
+	for _, name := range []string{"", "run", "check", "enroll", "service", "connect", "version"} {
 		var out strings.Builder
 		if code := command([]string{name, "--help"}[map[bool]int{true: 1}[name == ""]:], nil, &out, io.Discard); code != exitOK {
 			t.Errorf("%s: status %d", name, code)

@@ -1,13 +1,16 @@
 package main
 
 // commands are those there are, as errors list them.
-const commands = "run, check, service, version"
+const commands = "run, check, enroll, service, connect, ssh-config, version"
 
 var helps = map[string]string{
-	"run":     runHelp,
-	"check":   checkHelp,
-	"service": serviceHelp,
-	"version": "iottunnel-agent version\n\nPrints the version of this program, of Go, and the platform.\n",
+	"run":        runHelp,
+	"check":      checkHelp,
+	"enroll":     enrollHelp,
+	"service":    serviceHelp,
+	"connect":    connectHelp,
+	"ssh-config": connectHelp,
+	"version":    "iottunnel-agent version\n\nPrints the version of this program, of Go, and the platform.\n",
 }
 
 // help is what --help prints for a command; empty: for all.
@@ -28,10 +31,16 @@ func documented(command string) string {
 
 const mainHelp = `iottunnel-agent makes ports of this device reachable through an iottunnel edge.
 
-  iottunnel-agent run      keeps a tunnel to an edge; what you want
-  iottunnel-agent check    says which hop on the way works or fails, and the cure
-  iottunnel-agent service  has the system run it: install, start, stop, status
-  iottunnel-agent version  prints the version
+  iottunnel-agent run         keeps a tunnel to an edge; what you want
+  iottunnel-agent check       says which hop on the way works or fails, and the cure
+  iottunnel-agent enroll      makes a claim code this device's own secret
+  iottunnel-agent service     has the system run it: install, start, stop, status
+  iottunnel-agent version     prints the version
+
+and, on the computer of a technician:
+
+  iottunnel-agent connect     reaches a port of a device, as for ssh
+  iottunnel-agent ssh-config  prints what ssh needs to do so by itself
 
 A web server on port 8080 of this device gets a URL of its own:
 
@@ -182,4 +191,55 @@ Flags, besides those of iottunnel-agent run --help
 
 Exit status: 0 done; 1 it failed; 2 usage or configuration; of status: 0 running,
 3 not running, 4 not installed.
+`
+
+const enrollHelp = `iottunnel-agent enroll --server URL --device ID --code CODE --token-file FILE
+
+Makes a claim code, which serves once, the secret of this device. It is written to
+FILE, which only this user can read, and which run takes with --token-file.
+
+Example, in an image for many devices (the code is one for any new device):
+
+    iottunnel-agent enroll --server wss://edge.example.com --device cam-{mac} \
+        --code 7KQ2M-X04TB-9ZC6H-WD3NA --token-file /etc/iottunnel/token
+
+Flags, besides --server, --device, --ca, --proxy, --dns and others of
+iottunnel-agent run --help that say how the edge is reached
+
+  --code CODE             of the edge's operator: caddy iottunnel code create
+  --token-file FILE       where the secret is kept. One that is there stays
+  --force                 replaces it
+
+Exit status: 0 enrolled; 1 the secret could not be written; 2 usage or configuration;
+3 refused by the edge; 4 no edge reached, or it cannot tell now: try again.
+`
+
+const connectHelp = `iottunnel-agent connect DEVICE:PORT --server URL --token-file FILE [--listen ADDR:PORT]
+iottunnel-agent ssh-config DEVICE[:PORT] --server URL --token-file FILE
+
+Reaches a port of a device from this computer, through its edge: it needs no public
+port, and nobody else gets in. FILE holds the grant for it, which the edge's operator
+makes: caddy iottunnel grant DEVICE:PORT --for 1h
+
+connect joins standard input and output to the port, as a ProxyCommand of ssh does.
+ssh-config (PORT is 22 there by default) prints the block that has ssh do so.
+
+Examples
+
+    iottunnel-agent ssh-config cam-17 --server wss://edge.example.com \
+        --token-file ~/cam-17.grant >> ~/.ssh/config
+    ssh root@cam-17                  and scp, sftp, rsync, git
+
+  For other programs, a port of this computer:
+    iottunnel-agent connect cam-17:5900 --server wss://edge.example.com \
+        --token-file ~/cam-17.grant --listen 127.0.0.1:5900
+
+Flags, besides --server, --token-file, --ca, --proxy, --dns and others of
+iottunnel-agent run --help that say how the edge is reached
+
+  --listen ADDR:PORT      of connect: serves connections to there, until a signal comes;
+                          the first line of standard output is the address
+
+Exit status: 0 both ends are done, or a signal came; 1 the connection was cut off;
+2 usage or configuration; 3 refused by the edge; 4 edge, device or service not reached.
 `

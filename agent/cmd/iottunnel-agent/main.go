@@ -20,9 +20,9 @@ import (
 const (
 	exitOK          = 0 // stopped by a signal
 	exitUsage       = 2 // usage or configuration
-	exitRefused     = 3 // with --once, and check: the edge refused
-	exitUnreachable = 4 // with --once, and check: no edge was reached; check: nor a service
-	exitFailed      = 1 // service: it could not be done
+	exitRefused     = 3 // with --once, check, enroll, connect: the edge refused
+	exitUnreachable = 4 // the same: no edge was reached; check, connect: nor a service
+	exitFailed      = 1 // service: it could not be done; connect: it was cut off; enroll: the token cannot be kept
 	exitStopped     = 3 // service status: not running
 	exitAbsent      = 4 // service status: not installed
 )
@@ -55,6 +55,12 @@ func command(args, environ []string, stdout, stderr io.Writer) int {
 		return status
 	case name == "check":
 		status, err = runCheck(o, stdout, stderr)
+	case name == "enroll":
+		status, err = enroll(o, stdout, stderr)
+	case name == "connect":
+		status, err = connect(o, os.Stdin, stdout, stderr)
+	case name == "ssh-config":
+		status, err = sshConfig(o, stdout, stderr)
 	case name == "service":
 		status, err = runService(o, stdout, stderr)
 	case name == "":

@@ -75,8 +75,8 @@ func TestExitStatus(t *testing.T) {
 		code           int
 		stdout, stderr string // parts
 	}{
-		{nil, exitUsage, "", "no command; there are: run, check, service, version"},
-		{[]string{"connect"}, exitUsage, "", `no command "connect"; there are: run, check, service, version`},
+		{nil, exitUsage, "", "no command; there are: run, check, enroll, service, connect, ssh-config, version"},
+		{[]string{"conect"}, exitUsage, "", `no command "conect"; there are: run, check, enroll, service, connect, ssh-config, version`},
 		{[]string{"--help"}, exitOK, "iottunnel-agent run ", ""},
 		{[]string{"run", "-h"}, exitOK, "--token-file FILE", ""},
 		{[]string{"version"}, exitOK, "iottunnel-agent ", ""},
@@ -220,7 +220,7 @@ func TestHelpNamesEachFlag(t *testing.T) {
 	}
 	new(options).flags().VisitAll(func(f *flag.Flag) {
 		if _, special := only[f.Name]; special {
-			if text := checkHelp + serviceHelp; !strings.Contains(text, "\n  --"+f.Name+" ") {
+			if text := checkHelp + serviceHelp + enrollHelp + connectHelp; !strings.Contains(text, "\n  --"+f.Name+" ") {
 				t.Errorf("--%s is not in the help", f.Name)
 			}
 			return
@@ -233,7 +233,7 @@ func TestHelpNamesEachFlag(t *testing.T) {
 	for name := range documented {
 		t.Errorf("the help names --%s, which does not exist", name)
 	}
-	sc := bufio.NewScanner(strings.NewReader(mainHelp + runHelp + checkHelp + serviceHelp))
+	sc := bufio.NewScanner(strings.NewReader(mainHelp + runHelp + checkHelp + serviceHelp + enrollHelp + connectHelp))
 	for sc.Scan() {
 		if len(sc.Text()) > 90 {
 			t.Errorf("a line of the help is too long: %s", sc.Text())

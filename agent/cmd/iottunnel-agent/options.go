@@ -41,14 +41,39 @@ type options struct {
 	user    string
 	manager string
 	print   bool
+	code    string
+	force   bool
+	listen  string
 
-	action string            // the word behind the command, of service
+	action string            // the word behind the command: of service what to do, of connect where to
 	said   map[string]string // flag → how the strongest source names it
 	given  map[string]bool   // flags that were set, by whatever source
 }
 
 // only are the flags that one command has for itself.
-var only = map[string]string{"output": "check", "user": "service install", "manager": "service", "print": "service install"}
+var only = map[string]string{
+	"output": "check", "user": "service install", "manager": "service", "print": "service install",
+	"code": "enroll", "force": "enroll", "listen": "connect",
+}
+
+// tunnels are the flags of those commands alone that make a tunnel, and callers the
+// commands that make none. A file and the environment may have them for all.
+var (
+	tunnels = []string{"forward", "profile", "heartbeat", "redirect-to", "max-backoff", "status", "once"}
+	callers = []string{"enroll", "connect", "ssh-config"}
+)
+
+// operand says what the word behind a command is called; empty for a command that
+// takes none.
+func operand(name string) string {
+	switch name {
+	case "service":
+		return "ACTION"
+	case "connect", "ssh-config":
+		return "DEVICE:PORT"
+	}
+	return ""
+}
 
 // name is what a setting is called where it was set, or would be.
 func (o *options) name(flag string) string {
@@ -106,6 +131,9 @@ func (o *options) flags() *flag.FlagSet {
 	fs.StringVar(&o.user, "user", "", "")
 	fs.StringVar(&o.manager, "manager", "", "")
 	fs.BoolVar(&o.print, "print", false, "")
+	fs.StringVar(&o.code, "code", "", "")
+	fs.BoolVar(&o.force, "force", false, "")
+	fs.StringVar(&o.listen, "listen", "", "")
 	return fs
 }
 
@@ -139,7 +167,7 @@ func parse(args, environ []string) (name string, o *options, err error) {
 	if err == nil {
 		err = misplaced(name, o.action, given)
 	}
-	configured := name == "run" || name == "check" || name == "service" && o.action == "install"
+	configured := name == "run" || name == "check" || slices.Contains(callers, name) || name == "service" && o.action == "install"
 	if err != nil || !configured {
 		return name, o, err
 	}
@@ -179,7 +207,7 @@ func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err e
 			return name, nil
 		case name == "":
 			name = fs.Arg(0)
-		case name == "service" && o.action == "":
+		case operand(name) != "" && o.action == "":
 			o.action = fs.Arg(0)
 		case name == "help":
 		default:
@@ -201,6 +229,10 @@ func misplaced(name, action string, given *flag.FlagSet) (err error) {
 			err = &usageError{fmt.Errorf("--%s belongs to %s", f.Name, owner)}
 		case !special && name == "service" && action != "install":
 			err = &usageError{fmt.Errorf("%s takes no --%s: what the service does was said to install", command, f.Name)}
+		case slices.Contains(callers, name) && slices.Contains(tunnels, f.Name):
+			err = &usageError{fmt.Errorf("%s takes no --%s: it makes no tunnel", name, f.Name)}
+		case f.Name == "device" && operand(name) == "DEVICE:PORT":
+			err = &usageError{fmt.Errorf("%s takes no --device: the one to be reached is named as DEVICE:PORT", name)}
 		}
 	})
 	return err

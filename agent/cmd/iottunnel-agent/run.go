@@ -144,36 +144,21 @@ func (o *options) named(err error) error {
 // config makes the agent's configuration of what was said.
 func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	none := agent.Config{}
-	switch {
-	case len(o.servers.values) == 0:
-		return none, errors.New("--server is needed, such as wss://edge.example.com")
-	case o.device == "":
-		return none, errors.New("--device is needed: the id of this device, such as cam-17, or cam-{mac}")
-	case len(o.forwards.values) == 0:
-		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
-	}
-	log, err := o.logger(stderr)
+	c, err := o.reach(stderr)
 	if err != nil {
 		return none, err
 	}
-	device := o.device
-	if deviceid.IsTemplate(device) {
-		if device, err = deviceid.This().Expand(device); err != nil {
-			return none, fmt.Errorf("%s: %w", o.name("device"), err)
-		}
+	switch {
+	case o.device == "":
+		return none, errNoDevice
+	case len(o.forwards.values) == 0:
+		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
 	}
-	c := agent.Config{
-		Servers:        o.servers.values,
-		Device:         device,
-		Token:          o.token,
-		AllowPlaintext: o.allowPlaintext,
-		RedirectTo:     o.redirectTo.values,
-		Profile:        agent.Profile(o.profile),
-		Heartbeat:      o.heartbeat,
-		MaxBackoff:     o.maxBackoff,
-		Once:           o.once,
-		Logger:         log,
+	if c.Device, err = o.deviceID(); err != nil {
+		return none, err
 	}
+	c.RedirectTo, c.Profile = o.redirectTo.values, agent.Profile(o.profile)
+	c.Heartbeat, c.MaxBackoff, c.Once = o.heartbeat, o.maxBackoff, o.once
 	for _, s := range o.forwards.values {
 		f, err := parseForward(s)
 		if err != nil {
@@ -183,10 +168,48 @@ func (o *options) config(stderr io.Writer) (agent.Config, error) {
 	}
 	if o.tokenFile != "" {
 		c.TokenSource = func(context.Context) (string, error) { return readToken(o.tokenFile) }
-		if c.Token, err = readToken(o.tokenFile); err != nil { // looked at by New, like the other one
-			return none, fmt.Errorf("%s: %w", o.name("token-file"), err)
-		}
 	}
+	c.Token, err = o.secret() // looked at by New, like what the source tells
+	return c, err
+}
+
+var errNoDevice = errors.New("--device is needed: the id of this device, such as cam-17, or cam-{mac}")
+
+// deviceID is --device with its placeholders filled in.
+func (o *options) deviceID() (string, error) {
+	if !deviceid.IsTemplate(o.device) {
+		return o.device, nil
+	}
+	device, err := deviceid.This().Expand(o.device)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", o.name("device"), err)
+	}
+	return device, nil
+}
+
+// secret is the token that --token-file holds, or the environment.
+func (o *options) secret() (string, error) {
+	if o.tokenFile == "" {
+		return o.token, nil
+	}
+	token, err := readToken(o.tokenFile)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", o.name("token-file"), err)
+	}
+	return token, nil
+}
+
+// reach is that part of a configuration which says how an edge is reached.
+func (o *options) reach(stderr io.Writer) (agent.Config, error) {
+	none := agent.Config{}
+	if len(o.servers.values) == 0 {
+		return none, errors.New("--server is needed, such as wss://edge.example.com")
+	}
+	log, err := o.logger(stderr)
+	if err != nil {
+		return none, err
+	}
+	c := agent.Config{Servers: o.servers.values, AllowPlaintext: o.allowPlaintext, Logger: log}
 	if c.TLS, err = o.tls(); err != nil {
 		return none, err
 	}

@@ -356,7 +356,7 @@ func (a *Agent) controlURL(server *url.URL, caps wire.Caps) *url.URL {
 		Instance:   a.instance,
 		Caps:       caps,
 		Streams:    a.cfg.Streams,
-		MessageMax: wire.DefaultMessage,
+		MessageMax: wire.BulkMessage,
 		Heartbeat:  int(a.cfg.Heartbeat / time.Second),
 	}
 	if caps.Has(wire.Early) {

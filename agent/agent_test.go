@@ -39,7 +39,7 @@ func TestUp(t *testing.T) {
 	want := []wire.Port{{Number: 80, Kind: wire.HTTP}, {Number: 2222, Kind: wire.TCP}}
 	if h.Device != "cam-17" || !slices.Equal(h.Ports, want) || !wire.ValidID(h.Instance) || h.Caps != wire.Redirect|wire.Early|wire.Reuse ||
 		h.Early != 65536 || h.EarlyTotal != 1048576 ||
-		h.Streams != 256 || h.MessageMax != 65536 || h.Heartbeat != 0 {
+		h.Streams != 256 || h.MessageMax != 262144 || h.Heartbeat != 0 {
 		t.Errorf("hello: %+v", h)
 	}
 	tunnel.greet("25")

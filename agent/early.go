@@ -45,7 +45,7 @@ type visit struct {
 func (s *streams) begin(t *tunnel, o *wire.Open, f Forward, done func()) error {
 	v := &visit{s, t, o, f, done, make(chan struct{})}
 	opts := stream.Options{
-		MessageMax: wire.DefaultMessage,
+		MessageMax: wire.BulkMessage,
 		Remote:     net.TCPAddrFromAddrPort(visitor(o.From)),
 		Owner:      &s.wg,
 		Closed:     s.forget,

@@ -109,7 +109,7 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward, done func()) {
 		return
 	}
 	a := stream.New(remote, stream.Options{
-		MessageMax: wire.DefaultMessage,
+		MessageMax: wire.BulkMessage,
 		Remote:     net.TCPAddrFromAddrPort(from),
 		Owner:      &s.wg,
 		Closed:     s.forget,

@@ -1,6 +1,7 @@
 package tunnelcore
 
 import (
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -244,7 +245,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 		hub:        h,
 		holder:     registry.Holder{Device: hello.Device, Tunnel: wire.NewID()},
 		hello:      hello,
-		messageMax: within(hello.MessageMax, wire.DefaultMessage),
+		messageMax: cmp.Or(hello.MessageMax, wire.DefaultMessage),
 		secret:     secret,
 		hash:       hashed(secret),
 		credential: c,

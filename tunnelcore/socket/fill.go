@@ -13,6 +13,20 @@ type feed struct {
 	head     [Headroom]byte // of the next frame, or a part of it
 	from, to int            // of head, what is not read yet
 	err      error          // the connection's, which tells it once
+	bare     bool           // payload was passed on: read no more than a header
+}
+
+// bareHead is the header of a frame that may be worth passing on: it is long, and
+// not masked.
+const bareHead = 10
+
+// headMost is how much is read of what is behind a frame: no payload of a long one
+// that follows, which could not be passed on then.
+func (s *Socket) headMost() int {
+	if s.client {
+		return bareHead
+	}
+	return Headroom
 }
 
 func (f *feed) Read(p []byte) (int, error) {
@@ -23,6 +37,9 @@ func (f *feed) Read(p []byte) (int, error) {
 	}
 	if f.err != nil {
 		return 0, f.err
+	}
+	if f.bare {
+		p = p[:min(len(p), bareHead)]
 	}
 	return f.conn.Read(p)
 }
@@ -93,8 +110,9 @@ func (s *Socket) fill(p []byte, most int, wait bool) (n int, err error) {
 		}
 		end := most
 		if int64(most) == s.remaining {
-			end = min(len(p), most+Headroom)
+			end = min(len(p), most+s.headMost())
 		}
+		s.feed.bare = false
 		var k int
 		k, err = s.feed.payload(p[n:end], most-n, wait)
 		n += k

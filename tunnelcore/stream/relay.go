@@ -96,11 +96,13 @@ func (r *relay) copy(dst, src net.Conn, total *int64) error {
 	if s, ok := dst.(*Stream); ok {
 		stream, most = s, min(most, s.opts.MessageMax)
 	}
-	in := newSource(src, most)
+	in := newSource(src, dst, most)
 	for {
 		buf, n, err := in.read()
 		if n > 0 {
 			*total += int64(n)
+		}
+		if buf != nil {
 			err := send(dst, stream, (*buf)[:socket.Headroom+n])
 			putBuffer(buf)
 			if err != nil {

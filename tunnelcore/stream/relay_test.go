@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -39,12 +41,16 @@ func relayBetween(ctx context.Context, a, b net.Conn) <-chan outcome {
 }
 
 // kinds are what a relay joins: a TCP connection or a stream, at either end.
-var kinds = []string{"tcp", "stream on tcp", "stream on tls", "stream on pipe"}
+var kinds = []string{"tcp", "stream on tcp", "agent's stream on tcp", "stream on tls", "stream on pipe"}
 
 func ends(t testing.TB, kind string) (outer, inner net.Conn) {
 	t.Helper()
 	if kind == "tcp" {
 		return conns(t, "tcp")
+	}
+	if kind == "agent's stream on tcp" {
+		a, b := pair(t, "tcp", Options{})
+		return b, a
 	}
 	a, b := pair(t, strings.TrimPrefix(kind, "stream on "), Options{})
 	return a, b
@@ -97,6 +103,109 @@ func TestRelayHalfClose(t *testing.T) {
 			wg.Wait()
 		})
 	})
+}
+
+// Bulk that both directions move at once, of which much is passed on by the system,
+// arrives as it was sent, whatever the pace of who reads, and with its end.
+func TestRelayBulk(t *testing.T) {
+	const size = 6 << 20
+	for _, kind := range []string{"stream on tcp", "agent's stream on tcp"} {
+		t.Run(kind, func(t *testing.T) {
+			visitor, a := ends(t, "tcp")
+			service, b := ends(t, kind)
+			done := relayBetween(t.Context(), a, b)
+			within(t, "bulk", func() {
+				var wg sync.WaitGroup
+				send := func(c net.Conn, seed byte) {
+					random := rand.NewChaCha8([32]byte{seed})
+					b := make([]byte, size)
+					random.Read(b)
+					for len(b) > 0 {
+						n := min(len(b), 1+rand.IntN(700<<10))
+						if _, err := c.Write(b[:n]); err != nil {
+							t.Error(err)
+						}
+						b = b[n:]
+					}
+					closeWriteOf(t, c)
+				}
+				receive := func(c net.Conn, seed byte) {
+					want := make([]byte, size)
+					rand.NewChaCha8([32]byte{seed}).Read(want)
+					var got []byte
+					for {
+						b := make([]byte, 1+rand.IntN(300<<10))
+						n, err := c.Read(b)
+						got = append(got, b[:n]...)
+						if err == io.EOF {
+							break
+						} else if err != nil {
+							t.Error(err)
+							break
+						}
+						if rand.IntN(10) == 0 {
+							runtime.Gosched()
+						}
+					}
+					if !bytes.Equal(got, want) {
+						t.Errorf("%d bytes of %d came, or others", len(got), size)
+					}
+				}
+				wg.Go(func() { send(visitor, 1) })
+				wg.Go(func() { send(service, 2) })
+				wg.Go(func() { receive(service, 1) })
+				wg.Go(func() { receive(visitor, 2) })
+				wg.Wait()
+				visitor.Close()
+				service.Close()
+				if got := <-done; got != (outcome{size, size, nil}) {
+					t.Errorf("%+v", got)
+				}
+			})
+			if n := bulkUsed.Load(); n != 0 {
+				t.Errorf("%d large buffers are not back", n)
+			}
+		})
+	}
+}
+
+// A reader that has stopped makes the relay wait, not fail; an abort ends that too.
+func TestRelayBulkAbort(t *testing.T) {
+	for _, kind := range []string{"stream on tcp", "agent's stream on tcp"} {
+		for _, upwards := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/%v", kind, upwards), func(t *testing.T) {
+				visitor, a := ends(t, "tcp")
+				service, b := ends(t, kind)
+				from, to := visitor, service
+				if !upwards {
+					from, to = service, visitor
+				}
+				done := relayBetween(t.Context(), a, b)
+				within(t, "abort", func() {
+					wrote := make(chan error, 1)
+					go func() {
+						for {
+							if _, err := from.Write(make([]byte, 1<<20)); err != nil {
+								wrote <- err
+								return
+							}
+						}
+					}()
+					if _, err := io.ReadFull(to, make([]byte, 3<<20)); err != nil {
+						t.Error(err)
+					}
+					Abort(to)
+					if got := <-done; got.err == nil {
+						t.Errorf("%+v", got)
+					}
+					<-wrote
+				})
+				if n := bulkUsed.Load(); n != 0 {
+					t.Errorf("%d large buffers are not back", n)
+				}
+			})
+		}
+	}
 }
 
 // An abort at one end is an abort at the other, whoever it is, also when it has

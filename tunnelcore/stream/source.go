@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // bufferSize is the payload that one read of a relay may bring: the largest
@@ -14,7 +15,7 @@ const bufferSize = 64 << 10
 
 // bulkSize is as much for a relay that has more to read than that, again and again:
 // fewer and larger calls wake fewer threads.
-const bulkSize = 256 << 10
+const bulkSize = wire.BulkMessage
 
 // bulkMost is how many buffers of that size there may be in use, so that visitors
 // who stop reading do not cost four times as much.
@@ -59,21 +60,28 @@ func (p *piece) get() (*[]byte, int) {
 // saw is told what was read.
 func (p *piece) saw(n int) { p.bulk = n >= bufferSize }
 
+// mayPass reports whether bulk may be passed on without a buffer. It counts as one
+// of the large ones then, as so much waits in the system.
+func (p *piece) mayPass() bool { return p.bulk && bulkUsed.Load() < bulkMost } // as in get
+
 // source is what a relay reads from. Where it can it waits without a buffer, as
 // most connections wait most of the time.
 type source interface {
 	// read returns n bytes, behind headroom, in a buffer that is the caller's to
-	// put back when n > 0. Errors are as of net.Conn's Read.
+	// put back when n > 0, or without one when it has sent them on already. Errors
+	// are as of net.Conn's Read, or Write.
 	read() (buf *[]byte, n int, err error)
 }
 
-// newSource reads from c at most most bytes at a time.
-func newSource(c net.Conn, most int) source {
+// newSource reads from c at most most bytes at a time, which are for dst.
+func newSource(c, dst net.Conn, most int) source {
 	switch c := c.(type) {
 	case *Stream:
-		return &streamSource{c, piece{most: most}}
+		to, _ := dst.(*net.TCPConn)
+		return &streamSource{c, to, piece{most: most}}
 	case *net.TCPConn:
-		return newTCPSource(c, most)
+		to, _ := dst.(*Stream)
+		return newTCPSource(c, to, most)
 	}
 	return plainSource{c, most}
 }
@@ -94,13 +102,23 @@ func (s plainSource) read() (*[]byte, int, error) {
 }
 
 type streamSource struct {
-	c *Stream
+	c  *Stream
+	to *net.TCPConn // that it may pass bulk to; nil: none
 	piece
 }
 
 func (s *streamSource) read() (*[]byte, int, error) {
 	if err := s.c.wait(); err != nil {
 		return nil, 0, err
+	}
+	if s.to != nil && s.mayPass() {
+		bulkUsed.Add(1)
+		n, passed, err := s.c.passTo(s.to)
+		bulkUsed.Add(-1)
+		if passed {
+			s.saw(n)
+			return nil, n, err
+		}
 	}
 	buf, most := s.get()
 	n, err := s.c.fill((*buf)[socket.Headroom:], most)

@@ -4,4 +4,4 @@ package stream
 
 import "net"
 
-func newTCPSource(c *net.TCPConn, most int) source { return plainSource{c, most} }
+func newTCPSource(c *net.TCPConn, _ *Stream, most int) source { return plainSource{c, most} }

@@ -15,25 +15,34 @@ import (
 // wait: the runtime calls try again when the connection can be read.
 type tcpSource struct {
 	c   *net.TCPConn
+	to  *Stream // that it may pass bulk to; nil: none
 	raw syscall.RawConn
 	try func(fd uintptr) (done bool)
 	buf *[]byte
 	n   int
 	err error
 	piece
+	pass    bool // what waits is not to be read, if it is enough to be passed on
+	waiting int  // so much is, in bytes
 }
 
-func newTCPSource(c *net.TCPConn, most int) source {
+func newTCPSource(c *net.TCPConn, to *Stream, most int) source {
 	raw, err := c.SyscallConn()
 	if err != nil { // closed: reading will say so
 		return plainSource{c, most}
 	}
-	s := &tcpSource{c: c, raw: raw, piece: piece{most: most}}
+	s := &tcpSource{c: c, to: to, raw: raw, piece: piece{most: most}}
 	s.try = s.attempt
 	return s
 }
 
 func (s *tcpSource) attempt(fd uintptr) (done bool) {
+	if s.pass {
+		if s.waiting = min(socket.Waiting(fd), bulkSize); s.waiting >= bufferSize {
+			return true
+		}
+		s.waiting = 0
+	}
 	var most int
 	s.buf, most = s.get()
 	for {
@@ -52,8 +61,16 @@ func (s *tcpSource) attempt(fd uintptr) (done bool) {
 }
 
 func (s *tcpSource) read() (*[]byte, int, error) {
+	s.pass = s.to != nil && s.mayPass() && s.to.passesOut()
 	if err := s.raw.Read(s.try); err != nil { // a deadline, or closed
 		return nil, 0, err
+	}
+	if s.waiting > 0 {
+		bulkUsed.Add(1)
+		defer bulkUsed.Add(-1)
+		n, err := s.to.passFrom(s.c, s.waiting)
+		s.waiting = 0
+		return nil, n, err
 	}
 	buf := s.buf
 	s.buf = nil

@@ -42,6 +42,9 @@ const (
 	MinMessage     = 512
 	MaxMessage     = 1 << 20
 	DefaultMessage = 64 << 10
+	// BulkMessage is what ends ask for, and send, that never hold a message whole:
+	// its header is the less of the cost, the longer it is.
+	BulkMessage = 256 << 10
 	// MaxStreams bounds the streams that an agent may offer; DefaultStreams is
 	// what an edge allows unless it is configured otherwise.
 	MaxStreams     = 65535

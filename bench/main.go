@@ -27,6 +27,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/bench/fleet"
 	"github.com/iottunnel/iottunnel/bench/load"
+	"github.com/iottunnel/iottunnel/bench/report"
 	"github.com/iottunnel/iottunnel/bench/ways"
 )
 
@@ -77,6 +78,7 @@ type config struct {
 	repeats int
 	devices int    // idle ones
 	json    string // file; empty: none
+	update  string // document; empty: none
 	profile string // folder; empty: none
 	short   bool
 }
@@ -95,6 +97,7 @@ func parse(args []string) (c config, err error) {
 	flags.IntVar(&c.repeats, "repeats", 3, "measurements of each kind, of which the median counts")
 	flags.IntVar(&c.devices, "devices", 15000, "idle devices at one edge, which may hold fewer than 20,000 descriptors")
 	flags.StringVar(&c.json, "json", "", "`file` for the figures of every repeat")
+	flags.StringVar(&c.update, "update", "", "`document` whose figures are to be those of this run, which has to be a whole one")
 	flags.StringVar(&c.profile, "profile", "", "`folder` for CPU profiles of the edge, one per load")
 	flags.BoolVar(&c.short, "short", false, "everything once and as short as can be: shows that the benchmark works, and nothing else")
 	if err := flags.Parse(args); err != nil {
@@ -113,6 +116,14 @@ func parse(args []string) (c config, err error) {
 		c.window, c.repeats, c.devices = 50*time.Millisecond, 1, 50
 		if *chosen == "" {
 			c.ways = []string{ways.Direct, ways.Relays, ways.Caddy, ways.SSH, ways.Basic, ways.FullTLS}
+		}
+	}
+	if c.update != "" {
+		if c.short || c.loads != "" || *only != "" || *chosen != "" {
+			return c, errors.New("-update wants all sections, ways and loads, in their full length")
+		}
+		if _, err := updated(c.update, new(report.Report)); err != nil { // now rather than in 20 minutes
+			return c, err
 		}
 	}
 	if c.window <= 0 || c.repeats < 1 || c.devices < 1 {

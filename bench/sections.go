@@ -86,7 +86,26 @@ func runSections(ctx context.Context, c config) (err error) {
 	if err := r.MarkdownGoals(os.Stdout); err != nil {
 		return err
 	}
-	return b.write(r)
+	if err := b.write(r); err != nil || b.update == "" {
+		return err
+	}
+	document, err := updated(b.update, r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.update, document, 0o644)
+}
+
+// updated is the document with the figures of r.
+func updated(document string, r *report.Report) ([]byte, error) {
+	text, err := os.ReadFile(document)
+	if err != nil {
+		return nil, fmt.Errorf("-update: %w", err)
+	}
+	if text, err = r.Update(text); err != nil {
+		return nil, fmt.Errorf("-update %s: %w", document, err)
+	}
+	return text, nil
 }
 
 func (b *bench) write(r *report.Report) error {

@@ -39,13 +39,14 @@ func (r *Report) Judge(all []Goal) {
 	}
 }
 
-// MarkdownGoals writes the goals as a table; without any, nothing.
+// MarkdownGoals writes the goals as a table, with the section that measures each;
+// without any, nothing.
 func (r *Report) MarkdownGoals(w io.Writer) error {
 	if len(r.Goals) == 0 {
 		return nil
 	}
 	var b strings.Builder
-	b.WriteString("\n### Goals\n\n| what | measured | goal | |\n| --- | ---: | ---: | --- |\n")
+	b.WriteString("\n### Goals\n\n| what | measured | goal | | `-only` |\n| --- | ---: | ---: | --- | --- |\n")
 	for _, g := range r.Goals {
 		goal, verdict := "≤ "+number(g.Most), "reached"
 		if g.Least > 0 {
@@ -54,7 +55,7 @@ func (r *Report) MarkdownGoals(w io.Writer) error {
 		if !g.Reached() {
 			verdict = "**missed**"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", g.What, number(g.Measured), goal, verdict)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", g.What, number(g.Measured), goal, verdict, g.Section)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -55,13 +55,44 @@ func TestGoals(t *testing.T) {
 	if err := r.MarkdownGoals(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| enough | 10.0 | ≥ 9.00 | reached |\n", "| too much | 10.0 | ≤ 9.00 | **missed** |\n"} {
+	for _, want := range []string{"| enough | 10.0 | ≥ 9.00 | reached | s |\n", "| too much | 10.0 | ≤ 9.00 | **missed** | s |\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
 	}
 	if strings.Contains(b.String(), "not measured") {
 		t.Errorf("a goal that was not measured:\n%s", b.String())
+	}
+}
+
+// Update replaces what stands between the marks, again and again, and nothing else.
+func TestUpdate(t *testing.T) {
+	r := &Report{Date: "today", Machine: "a machine", Method: "once"}
+	s := r.Section("s", "Title")
+	s.Add("l", "w", "rate", "req/s", 10)
+	s.Close()
+	r.Judge([]Goal{{What: "enough", Section: "s", Load: "l", Way: "w", Figure: "rate", Least: 9}})
+	first, err := r.Update([]byte("before\n" + markBegin + "old\n" + markEnd + "after\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := r.Update(first)
+	if err != nil || string(again) != string(first) {
+		t.Errorf("%v: once\n%s\ntwice\n%s", err, first, again)
+	}
+	text := string(first)
+	for _, want := range []string{"before\n" + markBegin, markEnd + "after\n", "today", "a machine", "once", "| enough | 10.0 |", "### Title"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "old") {
+		t.Errorf("what was there is there still:\n%s", text)
+	}
+	for _, without := range []string{"", markBegin, markEnd, markEnd + markBegin} {
+		if _, err := r.Update([]byte(without)); err == nil {
+			t.Errorf("%q has no place for figures", without)
+		}
 	}
 }
 

@@ -18,7 +18,7 @@ func (r Rule) under(number string) bool {
 // Rules are all of docs/protocol.md, in its order.
 var Rules = []Rule{
 	{"1.1", "Device id", ""},
-	{"1.2", "One tunnel", ""},
+	{"1.2", "One tunnel", "binds the edge, which ends one of two"},
 	{"1.3", "Form of ids", "says what an id is; 3.2 and 6.3 try those that an agent sends"},
 	{"1.4", "Targets", ""},
 	{"1.5", "Basic profile", "says what a profile is; 3.5 tries that an agent works in it"},
@@ -37,6 +37,7 @@ var Rules = []Rule{
 	{"3.3", "Ports", ""},
 	{"3.4", "Bounds", ""},
 	{"3.5", "Capabilities", ""},
+	{"3.6", "Asking only", "is for tools; an agent that wants a tunnel does not ask"},
 	{"4.1", "ready", ""},
 	{"4.2", "port", ""},
 	{"4.3", "Form of messages", ""},

@@ -179,6 +179,10 @@ func (h *Hub) acceptControl(w http.ResponseWriter, r *http.Request, a Arrival) e
 	if err != nil {
 		return err
 	}
+	if asksOnly(r) {
+		h.arrivals.giveBack()
+		return h.answerProbe(ctx, w, t.holder.Device)
+	}
 	defer h.arrived(t)
 	if err := h.admit(t, r, a); err != nil {
 		h.arrivals.giveBack()

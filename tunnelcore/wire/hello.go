@@ -174,6 +174,10 @@ func positive(n int) string {
 	return strconv.Itoa(n)
 }
 
+// ProbeParameter, with the value 1, is the parameter of a handshake that asks whether
+// the device could connect, and makes no tunnel (protocol §3.6).
+const ProbeParameter = "probe"
+
 // parameters are those of the control URL, in the order of protocol §3.
 var parameters = [...]string{"device", "ports", "instance", "caps", "streams", "message_max", "early", "heartbeat"}
 

@@ -75,10 +75,9 @@ const (
 //
 // What an edge sees: one handshake that lacks its parameter `ports`, which every
 // edge refuses before it looks at a credential (protocol §3.1). Then, with the
-// credential, the handshake of a device that has just started: an edge where the
-// device is connected answers 409 and leaves the tunnel there is alone (§3.2); any
-// other gives the device the name that it has or will have, and sees it leave at
-// once (§5.3).
+// credential, one that only asks (§3.6): a device that is connected is left alone,
+// even if it would give no sign of life. If none is, the device connects for a moment,
+// under the name that it has or will have, and leaves at once (§5.3).
 func Run(ctx context.Context, s Subject, tell func(Finding)) (Cause, error) {
 	a, err := agent.New(s.Config)
 	if err != nil {

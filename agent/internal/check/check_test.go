@@ -116,6 +116,8 @@ func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		say(400, "bad_request", err.Error())
 	case e.status != 0:
 		say(e.status, e.code, "so it is")
+	case r.URL.Query().Get(wire.ProbeParameter) == "1":
+		w.WriteHeader(204)
 	default:
 		s, err := accept.Upgrade(w, r, wire.Subprotocol, socket.SmallBuffer, nil)
 		if err != nil {

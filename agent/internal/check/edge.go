@@ -209,16 +209,30 @@ func (w *way) tunnel(ctx context.Context) (Finding, bool) {
 		cancel()
 	}
 	a, err := agent.New(c)
+	connected := false
 	if err == nil {
+		connected, err = a.Probe(ctx)
+	}
+	if err == nil && !connected { // so nobody loses anything
 		err = a.Run(ctx)
 	}
 	switch {
+	case connected:
+		return w.held(), true
 	case up != nil:
 		return welcome(*up), true
 	case err == nil:
 		return failure("see the edge's log; something on the way may hold WebSocket messages back", "no tunnel within %v", tunnelTime), true
 	}
 	return w.refusal(err), true
+}
+
+// held is what is found of a device that is connected.
+func (w *way) held() Finding {
+	return Finding{
+		Verdict: OK, Text: "the edge accepts the credential; " + w.Config.Device + " is connected already, and was not disturbed",
+		Cure: "if that is not the agent of this very device, another one has its id: give each an id of its own, such as --device cam-{mac}",
+	}
 }
 
 // welcome tells where visitors find the device.
@@ -277,10 +291,7 @@ func (w *way) refused(e *agent.RefusedError) Finding {
 	}
 	switch wire.Code(e.Code) {
 	case wire.DeviceConnected:
-		return Finding{
-			Verdict: OK, Text: "the edge accepts the credential; " + w.Config.Device + " is connected already, and was not disturbed",
-			Cure: "if that is not the agent of this very device, another one has its id: give each an id of its own, such as --device cam-{mac}",
-		}
+		return w.held() // since it was asked
 	case wire.Unauthorized:
 		f.Cure = "the edge does not know " + w.Config.Device + " with this token: compare both with what its operator has; a token is also wrong once it was rotated or revoked"
 		if w.Config.Token == "" && w.Config.TokenSource == nil {

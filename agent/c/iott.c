@@ -1276,7 +1276,8 @@ static void speak(struct iott *c) {
 			s->wrote = 1;
 		}
 	}
-	c->turn = (uint8_t)((c->turn + 1) % c->cfg->streams);
+	if (++c->turn >= c->cfg->streams)
+		c->turn = 0;
 }
 
 static uint32_t max_backoff(const struct iott_config *cfg) { return cfg->max_backoff_ms ? cfg->max_backoff_ms : 30000; }
@@ -1618,11 +1619,10 @@ size_t iott_write(struct iott *c, int stream, const void *p, size_t n) {
 	struct iott_stream *s = live(c, stream);
 	size_t room = iott_writable(c, stream);
 	uint8_t head[5];
-	if (n > room) {
-		n = room;
-		if (s != NULL)
-			s->wants = 1;
-	}
+	if (s == NULL)
+		return 0;
+	if (n > room)
+		n = room, s->wants = 1;
 	if (n == 0)
 		return 0;
 	if (s->socket != NULL) {

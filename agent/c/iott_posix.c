@@ -16,13 +16,9 @@
 #define MSG_NOSIGNAL 0
 #endif
 
-enum { ADDRESS_TIME = 60 }; /* seconds for which an address is kept */
-
-static long seconds(void) {
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (long)t.tv_sec;
-}
+/* Milliseconds for which addresses are kept, and for which one of several is tried; and the
+ * bytes that the kernel may hold unsent ahead of an answer to a ping. */
+enum { ADDRESS_TIME = 60000, TRY_TIME = 3000, UNSENT_MOST = 16384 };
 
 uint32_t iott_posix_now(void) {
 	struct timespec t;
@@ -31,66 +27,109 @@ uint32_t iott_posix_now(void) {
 }
 
 static int look_up(struct iott_posix *p, const char *host, uint16_t port) {
-	struct addrinfo hints, *list = NULL;
+	struct addrinfo hints, *list = NULL, *a;
 	char service[6];
-	if (p->addr_len > 0 && p->port == port && strcmp(p->host, host) == 0 && seconds() - p->looked_up < ADDRESS_TIME)
+	if (p->naddrs > 0 && p->port == port && strcmp(p->host, host) == 0 && iott_posix_now() - p->looked_up < ADDRESS_TIME)
 		return 0;
 	memset(&hints, 0, sizeof hints);
 	hints.ai_socktype = SOCK_STREAM;
 	snprintf(service, sizeof service, "%u", (unsigned)port);
-	if (strlen(host) >= sizeof p->host || getaddrinfo(host, service, &hints, &list) != 0 || list == NULL)
+	if (strlen(host) >= sizeof p->host || getaddrinfo(host, service, &hints, &list) != 0)
 		return IOTT_FAILED;
-	memcpy(&p->addr, list->ai_addr, list->ai_addrlen);
-	p->addr_len = list->ai_addrlen;
+	p->naddrs = p->first = 0;
+	for (a = list; a != NULL && p->naddrs < IOTT_POSIX_ADDRESSES; a = a->ai_next) {
+		if (a->ai_addrlen > sizeof p->addrs[0].addr)
+			continue;
+		memcpy(&p->addrs[p->naddrs].addr, a->ai_addr, a->ai_addrlen);
+		p->addrs[p->naddrs++].len = a->ai_addrlen;
+	}
 	freeaddrinfo(list);
 	strcpy(p->host, host);
 	p->port = port;
-	p->looked_up = seconds();
-	return 0;
+	p->looked_up = iott_posix_now();
+	p->list++;
+	return p->naddrs > 0 ? 0 : IOTT_FAILED;
+}
+
+/* begin connects to s->at. */
+static int begin(struct iott_posix *p, struct iott_posix_socket *s) {
+	int on = 1;
+	s->since = iott_posix_now();
+	s->fd = socket(p->addrs[s->at].addr.ss_family, SOCK_STREAM, 0);
+	if (s->fd < 0)
+		return IOTT_FAILED;
+	fcntl(s->fd, F_SETFD, FD_CLOEXEC);
+	fcntl(s->fd, F_SETFL, O_NONBLOCK);
+	setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+#ifdef TCP_NOTSENT_LOWAT
+	on = UNSENT_MOST;
+	setsockopt(s->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &on, sizeof on);
+#endif
+	if (connect(s->fd, (struct sockaddr *)&p->addrs[s->at].addr, p->addrs[s->at].len) == 0 || errno == EINPROGRESS)
+		return 0;
+	close(s->fd);
+	s->fd = -1;
+	return IOTT_FAILED;
+}
+
+/* go_on connects to the next address; IOTT_FAILED after the last. */
+static int go_on(struct iott_posix *p, struct iott_posix_socket *s) {
+	if (s->fd >= 0)
+		close(s->fd);
+	s->fd = -1;
+	while (s->untried > 0 && s->list == p->list) {
+		s->untried--;
+		s->at = (unsigned char)((s->at + 1) % p->naddrs);
+		if (begin(p, s) == 0)
+			return 0;
+	}
+	if (s->list == p->list)
+		p->naddrs = 0; /* another look-up the next time */
+	return IOTT_FAILED;
 }
 
 static int open_socket(void *ctx, const char *host, uint16_t port, int tls) {
 	struct iott_posix *p = ctx;
-	int i, fd, on = 1;
+	struct iott_posix_socket *s = p->sockets;
 	if (tls) /* that is iott_mbedtls's */
 		return IOTT_FAILED;
-	for (i = 0; i < IOTT_POSIX_SOCKETS && p->sockets[i].fd >= 0; i++)
-		;
-	if (i == IOTT_POSIX_SOCKETS || look_up(p, host, port) < 0)
+	while (s < p->sockets + IOTT_POSIX_SOCKETS && s->used)
+		s++;
+	if (s == p->sockets + IOTT_POSIX_SOCKETS || look_up(p, host, port) < 0)
 		return IOTT_FAILED;
-	fd = socket(p->addr.ss_family, SOCK_STREAM, 0);
-	if (fd < 0)
+	memset(s, 0, sizeof *s);
+	s->connecting = 1;
+	s->list = p->list;
+	s->at = p->first;
+	s->untried = (unsigned char)(p->naddrs - 1);
+	if (begin(p, s) < 0 && go_on(p, s) < 0)
 		return IOTT_FAILED;
-	fcntl(fd, F_SETFD, FD_CLOEXEC);
-	fcntl(fd, F_SETFL, O_NONBLOCK);
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-	if (connect(fd, (struct sockaddr *)&p->addr, p->addr_len) < 0 && errno != EINPROGRESS) {
-		p->addr_len = 0; /* another address the next time */
-		close(fd);
-		return IOTT_FAILED;
-	}
-	memset(&p->sockets[i], 0, sizeof p->sockets[i]);
-	p->sockets[i].fd = fd;
-	p->sockets[i].connecting = 1;
-	return i;
+	s->used = 1;
+	return (int)(s - p->sockets);
 }
 
 static int ready(void *ctx, int sock) {
 	struct iott_posix *p = ctx;
+	struct iott_posix_socket *s = &p->sockets[sock];
 	struct pollfd fd;
 	int err = 0;
 	socklen_t len = sizeof err;
-	if (!p->sockets[sock].connecting)
+	if (!s->connecting)
 		return 1;
-	fd.fd = p->sockets[sock].fd;
-	fd.events = POLLOUT;
-	if (poll(&fd, 1, 0) != 1)
-		return 0;
-	if (getsockopt(fd.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0 || err != 0) {
-		p->addr_len = 0;
+	if (s->fd < 0)
 		return IOTT_FAILED;
+	fd.fd = s->fd;
+	fd.events = POLLOUT;
+	if (poll(&fd, 1, 0) != 1) {
+		if (s->untried == 0 || iott_posix_now() - s->since < TRY_TIME)
+			return 0;
+		return go_on(p, s);
 	}
-	p->sockets[sock].connecting = 0;
+	if (getsockopt(fd.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0 || err != 0)
+		return go_on(p, s);
+	s->connecting = 0;
+	if (s->list == p->list)
+		p->first = s->at;
 	return 1;
 }
 
@@ -118,6 +157,9 @@ static long recv_some(void *ctx, int sock, void *b, size_t n) {
 static void close_socket(void *ctx, int sock, int reset) {
 	struct iott_posix *p = ctx;
 	struct linger now = {1, 0};
+	p->sockets[sock].used = 0;
+	if (p->sockets[sock].fd < 0) /* none of the addresses was any good */
+		return;
 	if (reset)
 		setsockopt(p->sockets[sock].fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
 	close(p->sockets[sock].fd);

@@ -1,5 +1,6 @@
 /* iott_posix connects an iott client over the sockets of a POSIX system. Names are
- * looked up with getaddrinfo, which may block; an address is kept for a minute, so that
+ * looked up with getaddrinfo, which may block. The addresses of a name are tried one after
+ * the other; they are kept for a minute, and the one that answered comes first, so that
  * transfer sockets go where the control socket went. */
 #ifndef IOTT_POSIX_H
 #define IOTT_POSIX_H
@@ -13,18 +14,26 @@
 extern "C" {
 #endif
 
+#define IOTT_POSIX_ADDRESSES 8 /* of a name; others are not tried */
 #define IOTT_POSIX_SOCKETS 40 /* the control socket, 32 streams, and those that make way */
 
 struct iott_posix {
-	struct {
-		int fd; /* -1: free */
-		unsigned char connecting, asked, full;
+	struct iott_posix_socket {
+		int fd; /* -1: none */
+		unsigned char used, connecting, asked, full;
+		unsigned char at, untried; /* while connecting: the address, and how many come after it */
+		unsigned list;             /* of which look-up they are */
+		uint32_t since;            /* ms */
 	} sockets[IOTT_POSIX_SOCKETS];
 	char host[254];
 	uint16_t port;
-	long looked_up; /* seconds */
-	struct sockaddr_storage addr;
-	socklen_t addr_len;
+	unsigned list; /* counts look-ups */
+	uint32_t looked_up; /* ms */
+	unsigned char naddrs, first; /* first: the one that answered last */
+	struct {
+		struct sockaddr_storage addr;
+		socklen_t len;
+	} addrs[IOTT_POSIX_ADDRESSES];
 };
 
 /* iott_posix_net makes net use p. */

@@ -62,7 +62,7 @@ static void say(const char *format, ...) {
 	fputc('\n', stderr);
 }
 
-static void fail(const char *format, ...) {
+__attribute__((noreturn)) static void fail(const char *format, ...) {
 	va_list args;
 	fputs("iottunnel-agent-lite: ", stderr);
 	va_start(args, format);
@@ -183,7 +183,6 @@ static char *system_ca(size_t *len) {
 			return read_file("--ca", files[i], len);
 		}
 	fail("--ca: this system has no certificates of its own: install ca-bundle, or name a file");
-	return NULL;
 }
 
 /* secure makes net speak TLS where a server's URL asks for it. */
@@ -192,9 +191,9 @@ static void secure(struct iott_net *net, const struct iott_net *plain, const cha
 	size_t len;
 	char *ca = ca_file != NULL ? read_file("--ca", ca_file, &len) : system_ca(&len);
 	int err = iott_mbedtls_init(&tls, net, plain, (const unsigned char *)ca, len + 1);
+	free(ca);
 	if (err != 0)
 		fail("--ca: these are no certificates (Mbed TLS says -0x%x)", (unsigned)-err);
-	free(ca);
 	tls_why = &tls.why;
 }
 #else

@@ -2,7 +2,6 @@ package c_test
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -25,7 +24,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -49,44 +47,10 @@ func TestHeap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	server := "wss://" + ln.Addr().String()
-	cmd := exec.Command(program[0], append(program[1:], server, "cam-17", "cam-17-token", ca)...)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, os.Stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stuck := time.AfterFunc(2*time.Minute, func() {
-		cmd.Process.Kill()
-		ln.Close()
-	})
-	defer stuck.Stop()
-	for attempt := range 2 {
-		conn, err := ln.Accept()
-		if err == nil {
-			err = serveTwo(conn)
-		}
-		if err != nil {
-			cmd.Process.Kill()
-			cmd.Wait() // it was killed
-			t.Fatalf("tunnel %d: %v\n%s", attempt+1, err, out.Bytes())
-		}
-		if attempt == 0 {
-			conn.Close()
-			continue
-		}
-		defer conn.Close()
-	}
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("%v\n%s", err, out.Bytes())
-	}
-	found := regexp.MustCompile(`heap: most (\d+), now (\d+) in (\d+) blocks`).FindStringSubmatch(out.String())
+	out := visits(t, ln, append(program, "wss://"+ln.Addr().String(), "cam-17", "cam-17-token", ca))
+	found := regexp.MustCompile(`heap: most (\d+), now (\d+) in (\d+) blocks`).FindStringSubmatch(out)
 	if found == nil {
-		t.Fatalf("the program said %q", out.Bytes())
+		t.Fatalf("the program said %q", out)
 	}
 	t.Log(found[0])
 	for i, bound := range []uint64{most, now} {

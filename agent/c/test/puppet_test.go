@@ -48,10 +48,11 @@ type puppet struct {
 	now  int
 }
 
-// newPuppet starts a client of the profile, with `init`'s further arguments.
-func newPuppet(t *testing.T, init string) *puppet {
+// newPuppet starts a client of the profile, with `init`'s further arguments. A command
+// runs it otherwise than with sanitizers.
+func newPuppet(t *testing.T, init string, command ...string) *puppet {
 	t.Helper()
-	p := start(t, init)
+	p := start(t, init, command...)
 	if line := p.next(); !strings.HasSuffix(line, " ok") {
 		t.Fatalf("init: %s", line)
 	}
@@ -59,13 +60,16 @@ func newPuppet(t *testing.T, init string) *puppet {
 }
 
 // start is newPuppet for a configuration that may be wrong.
-func start(t *testing.T, init string) *puppet {
+func start(t *testing.T, init string, command ...string) *puppet {
 	t.Helper()
-	bin, err := compiler()
-	if err != nil {
-		t.Fatal(err)
+	if len(command) == 0 {
+		bin, err := compiler()
+		if err != nil {
+			t.Fatal(err)
+		}
+		command = []string{bin}
 	}
-	cmd := exec.Command(bin)
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -7,8 +7,11 @@ import (
 )
 
 // What the document shows byte by byte (protocol §13) happens so.
-func TestTranscriptBasic(t *testing.T) {
-	p := newPuppet(t, "basic 2 1024 25 wss://edge.example.com cam-17 cam-17-token 80 22")
+func TestTranscriptBasic(t *testing.T) { transcriptBasic(t) }
+
+func transcriptBasic(t *testing.T, command ...string) {
+	t.Helper()
+	p := newPuppet(t, "basic 2 1024 25 wss://edge.example.com cam-17 cam-17-token 80 22", command...)
 	p.poll(0)
 	p.expect("dial 0 edge.example.com 443 1")
 	p.do("connected 0 1")
@@ -77,8 +80,11 @@ func request(t *testing.T, hexed string) string {
 	return b.String() + "\n" + rest
 }
 
-func TestTranscriptInline(t *testing.T) {
-	p := newPuppet(t, "inline 2 64 25 wss://edge.example.com cam-17 cam-17-token 80")
+func TestTranscriptInline(t *testing.T) { transcriptInline(t) }
+
+func transcriptInline(t *testing.T, command ...string) {
+	t.Helper()
+	p := newPuppet(t, "inline 2 64 25 wss://edge.example.com cam-17 cam-17-token 80", command...)
 	p.poll(0)
 	p.expect("dial 0 edge.example.com 443 1")
 	p.do("connected 0 1")

@@ -86,6 +86,9 @@ type App struct {
 	// the five after which browsers give up.
 	AnswerTimeout caddy.Duration `json:"answer_timeout,omitempty"`
 
+	// URLs that are told what happens to devices. Default: none.
+	Webhooks []*Webhook `json:"webhooks,omitempty"`
+
 	// Bounds on what devices and visitors can make this node hold.
 	Limits *Limits `json:"limits,omitempty"`
 
@@ -145,6 +148,12 @@ type Limits struct {
 	// among them, and connections to its public ports. Requests wait for their turn
 	// for up to 10s. Default: 16.
 	StreamsPerAddress int `json:"streams_per_address,omitempty"`
+	// Requests to a device per second through this node, WebSockets among them, and
+	// connections to its public ports; who comes with more gets 429. Default: no bound.
+	RequestsPerDevice int `json:"requests_per_device,omitempty"`
+	// Bytes per second from and to a device through this node, together, of what is
+	// opened from then on. At least 16 KiB. Default: no bound.
+	BandwidthPerDevice int64 `json:"bandwidth_per_device,omitempty"`
 	// Bytes that visitors' connections to a device may have on the way before each
 	// has a connection of its own, in both directions together. With less, bursts of
 	// visitors wait longer for a distant device. Default: 2 MiB.

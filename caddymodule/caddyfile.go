@@ -52,6 +52,7 @@ var appSettings = []setting[*App]{
 		return durationValue(d, "wait", a.Wait)
 	}},
 	durationSetting("answer_timeout", func(a *App) *caddy.Duration { return &a.AnswerTimeout }),
+	{"webhook", (*App).parseWebhook},
 	{"limits", (*App).parseLimits},
 }
 
@@ -90,11 +91,22 @@ var appSettings = []setting[*App]{
 //		allow_plaintext
 //		wait            <duration>
 //		answer_timeout  <duration>
+//		webhook         <url> {
+//			secret        <secret> [<other secret>]
+//			events        <events...>
+//			offline_after <duration>
+//			batch         <number> <duration>
+//			flapping      off|<number> <duration>
+//			retry         <duration>
+//			allow_plaintext
+//		}
 //		limits {
 //			tunnels                     <number>
 //			new_tunnels                 <number>
 //			streams_per_device          <number>
 //			streams_per_address         <number>
+//			requests_per_device         <number>
+//			bandwidth_per_device        <size>
 //			buffer_per_device           <size>
 //			handshake_timeout           <duration>
 //			header_bytes                <size>
@@ -102,13 +114,13 @@ var appSettings = []setting[*App]{
 //		}
 //	}
 //
-// domain and auth are required; auth may repeat.
+// domain and auth are required; auth and webhook may repeat.
 func (a *App) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the option's name
 	if d.NextArg() {
 		return d.Errf("iottunnel: the global option takes a block, given %q", d.Val())
 	}
-	return parseBlock(d, "iottunnel", a, appSettings, "auth")
+	return parseBlock(d, "iottunnel", a, appSettings, "auth", "webhook")
 }
 
 func (a *App) parseVisitors(d *caddyfile.Dispenser) error {
@@ -186,6 +198,8 @@ var limitSettings = []setting[*Limits]{
 	countSetting("limits: new_tunnels", func(l *Limits) *int { return &l.NewTunnels }),
 	countSetting("limits: streams_per_device", func(l *Limits) *int { return &l.StreamsPerDevice }),
 	countSetting("limits: streams_per_address", func(l *Limits) *int { return &l.StreamsPerAddress }),
+	countSetting("limits: requests_per_device", func(l *Limits) *int { return &l.RequestsPerDevice }),
+	sizeSetting("limits: bandwidth_per_device", func(l *Limits) *int64 { return &l.BandwidthPerDevice }),
 	sizeSetting("limits: buffer_per_device", func(l *Limits) *int64 { return &l.BufferPerDevice }),
 	durationSetting("limits: handshake_timeout", func(l *Limits) *caddy.Duration { return &l.HandshakeTimeout }),
 	{"header_bytes", func(l *Limits, d *caddyfile.Dispenser) error {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/iottunnel/iottunnel/caddymodule/webhook"
 	"github.com/iottunnel/iottunnel/tunnelcore"
 )
 
@@ -19,6 +20,7 @@ type edge struct {
 	hub     *tunnelcore.Hub
 	conns   *conns
 	journal *journal
+	hooks   *webhook.Hooks
 	pages   feed // of dashboards
 
 	mu          sync.Mutex // guards what follows
@@ -56,10 +58,14 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	hurry(func(e *edge) bool { return e.key == key }) // else the registry knows the node as live
 	e := &edge{key: key, logger: a.logger, down: make(chan struct{})}
 	e.journal = newJournal(key.node, e.log)
-	reg, err := holdRegistry(key.registry, a, e.journal.stop)
+	reg, err := holdRegistry(key.registry, a, func() {
+		e.hooks.Close() // it reads what the journal writes
+		e.journal.stop()
+	})
 	if err != nil {
 		return nil, err
 	}
+	e.hooks = e.hooksOf(reg)
 	e.journal.start(reg)
 	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: measure(reg), Settings: settings, Observer: metrics})
 	if err != nil {
@@ -83,7 +89,7 @@ func (e *edge) log() *slog.Logger {
 func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	settings.TunnelEnded = e.conns.forget
 	settings.Crowded = e.conns.makeRoom
-	settings.Events = e.pages.listen(e.journal.listen(settings.Events))
+	settings.Events = e.pages.listen(e.listenHooks(e.journal.listen(settings.Events)))
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})
@@ -113,6 +119,7 @@ func (e *edge) enforceLocked() {
 	e.logger = top.settings.Logger
 	e.conns.answerTimeout.Store(int64(top.app.answerTimeout()))
 	e.hub.Update(top.settings)
+	e.hooks.Update(top.app.webhooks())
 }
 
 // beginShutdown tells agents to come back elsewhere or later, lets streams go on

@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/iottunnel/iottunnel/caddymodule/webhook"
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
@@ -31,6 +32,8 @@ type metricSet struct {
 	registryTime   *prometheus.HistogramVec
 	registryErrors *prometheus.CounterVec
 	nodes          *prometheus.GaugeVec
+	limits         *prometheus.CounterVec
+	webhookEvents  *prometheus.CounterVec
 }
 
 func newMetrics() *metricSet {
@@ -61,6 +64,19 @@ func newMetrics() *metricSet {
 	m.streams = counter("streams_total", "Streams that visitors asked for, by the kind of port: ok, or the code that the visitor was told.", "kind", "result")
 	m.peerStreams = counter("peer_streams_total", "Streams that were asked for at another node: ok, away when it did not answer, or the code of its refusal.", "result")
 	m.bytes = counter("bytes_total", "Bytes of streams that have ended: in from devices, out to them.", "direction")
+	m.limits = counter("limited_total", "Times that a device has met a limit: bandwidth (somebody had to wait), requests or streams (somebody was refused).", "limit")
+	m.webhookEvents = counter("webhook_events_total", "Events for webhooks: sent; dropped, as a queue was full or the edge has ended; expired, as the receiver did not take them.", "result")
+	for _, result := range []string{webhook.Sent, webhook.Dropped, webhook.Expired} {
+		m.webhookEvents.WithLabelValues(result) // alerts look at counters that are 0 first
+	}
+	m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts(name("webhook_waiting", "Events that webhooks have not sent yet.")), func() float64 {
+		if a := current.top(); a != nil {
+			if e := a.running(); e != nil {
+				return float64(e.hooks.Waiting())
+			}
+		}
+		return 0
+	}))
 	m.registryErrors = counter("registry_errors_total", "Calls to the registry that could not tell.", "op")
 	m.redirects = prometheus.NewCounter(prometheus.CounterOpts(name("redirects_total", "Agents that were sent to another node.")))
 	m.takeovers = prometheus.NewCounter(prometheus.CounterOpts(name("takeovers_total", "Tunnels that replaced a live one of the same device.")))
@@ -119,6 +135,9 @@ func (m *metricSet) Transferred(received, sent int64) {
 	m.bytes.WithLabelValues("in").Add(float64(received))
 	m.bytes.WithLabelValues("out").Add(float64(sent))
 }
+
+// Limited implements tunnelcore.Observer.
+func (m *metricSet) Limited(limit string) { m.limits.WithLabelValues(limit).Inc() }
 
 // measured is a registry whose calls are timed.
 type measured struct{ registry.Registry }

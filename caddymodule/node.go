@@ -50,7 +50,7 @@ type Node struct {
 	Secrets []string `json:"secret,omitempty"`
 }
 
-// minSecret is the shortest secret between nodes, in bytes.
+// minSecret is the shortest secret between nodes, and of a webhook, in bytes.
 const minSecret = 16
 
 // maxNodeID is as long as a node id may be, in bytes: it is part of URLs and keys.

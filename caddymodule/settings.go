@@ -30,6 +30,9 @@ func (a *App) expand(repl *caddy.Replacer) error {
 	if domain := names.Normal(a.Domain); !strings.Contains(a.Domain, ":") {
 		a.Domain = domain
 	}
+	if err := a.expandWebhooks(repl); err != nil {
+		return err
+	}
 	if a.Node != nil {
 		if err := a.Node.expand(repl); err != nil {
 			return err
@@ -49,7 +52,7 @@ func (a *App) expand(repl *caddy.Replacer) error {
 // Validate refuses what can never work.
 func (a *App) Validate() error {
 	for _, check := range []func() error{
-		a.validateDomain, a.validateAuth, a.validateTimes, a.validateTCPPorts, a.validateLimits, a.validateNode,
+		a.validateDomain, a.validateAuth, a.validateTimes, a.validateTCPPorts, a.validateLimits, a.validateNode, a.validateWebhooks,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -157,6 +160,8 @@ func (a *App) validateLimits() error {
 		{"new_tunnels", int64(a.Limits.NewTunnels)},
 		{"streams_per_device", int64(a.Limits.StreamsPerDevice)},
 		{"streams_per_address", int64(a.Limits.StreamsPerAddress)},
+		{"requests_per_device", int64(a.Limits.RequestsPerDevice)},
+		{"bandwidth_per_device", a.Limits.BandwidthPerDevice},
 		{"buffer_per_device", a.Limits.BufferPerDevice},
 		{"handshake_timeout", int64(a.Limits.HandshakeTimeout)},
 		{"header_bytes", int64(a.Limits.HeaderBytes)},
@@ -166,8 +171,14 @@ func (a *App) validateLimits() error {
 			return fmt.Errorf("limits: %s: %d is negative", l.name, l.value)
 		}
 	}
+	if b := a.Limits.BandwidthPerDevice; b != 0 && b < minBandwidth {
+		return fmt.Errorf("limits: bandwidth_per_device: %d bytes per second would not do for a page: at least 16KiB", b)
+	}
 	return nil
 }
+
+// minBandwidth is the least that a device may be bounded to, in bytes per second.
+const minBandwidth = 16 << 10
 
 func (a *App) validateNode() (err error) {
 	a.node, err = a.Node.check(a.Domain, a.AllowPlaintext)
@@ -246,6 +257,8 @@ func (a *App) settings() tunnelcore.Settings {
 			NewTunnels:                cmp.Or(l.NewTunnels, s.Limits.NewTunnels),
 			StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, s.Limits.StreamsPerDevice),
 			StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, s.Limits.StreamsPerAddress),
+			RequestsPerDevice:         l.RequestsPerDevice,
+			BandwidthPerDevice:        l.BandwidthPerDevice,
 			BufferPerDevice:           cmp.Or(int(min(l.BufferPerDevice, math.MaxInt32)), s.Limits.BufferPerDevice),
 			HandshakeTimeout:          cmp.Or(time.Duration(l.HandshakeTimeout), s.Limits.HandshakeTimeout),
 			HeaderBytes:               cmp.Or(l.HeaderBytes, s.Limits.HeaderBytes),

@@ -44,6 +44,25 @@ func TestValidate(t *testing.T) {
 		{"odd mode", func(a *App) { a.Hostname = "mac" }, `hostname: "mac" is neither random nor device`},
 		{"odd visitors", func(a *App) { a.Visitors = &Visitors{Scheme: "wss"} }, `visitors: "wss" is neither https nor http`},
 		{"negative limit", func(a *App) { a.Limits = &Limits{HeaderBytes: -1} }, "limits: header_bytes: -1 is negative"},
+		{"slow limit", func(a *App) { a.Limits = &Limits{BandwidthPerDevice: 16<<10 - 1} }, "limits: bandwidth_per_device: 16383 bytes per second"},
+		{"webhook", func(a *App) {
+			a.Webhooks = []*Webhook{{URL: "https://h.example/a", Secrets: []string{"0123456789abcdef"}, Events: []string{"online", "limited"}}}
+		}, ""},
+		{"webhook without TLS", func(a *App) { a.Webhooks = []*Webhook{{URL: "http://h.example/"}} }, "webhook: http://h.example/ is not encrypted: take https, or write `allow_plaintext`"},
+		{"webhook to itself", func(a *App) {
+			a.Webhooks = []*Webhook{{URL: "http://127.0.0.1:9/", Secrets: []string{"0123456789abcdef"}}}
+		}, ""},
+		{"webhook without a host", func(a *App) { a.Webhooks = []*Webhook{{URL: "h.example"}} }, "webhook: takes a URL such as"},
+		{"webhook without a secret", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://h.example"}} }, "webhook https://h.example: secret is missing"},
+		{"webhook with a password", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://a:b@h.example"}} }, "webhook https://a:xxxxx@h.example: secret is missing"},
+		{"webhook with a short secret", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://h.example", Secrets: []string{"short"}}} }, "secret: has 5 characters, at least 16 are needed"},
+		{"webhook of another event", func(a *App) {
+			a.Webhooks = []*Webhook{{URL: "https://h.example", Secrets: []string{"0123456789abcdef"}, Events: []string{"gone"}}}
+		}, `events: "gone" is not one of online, offline, cloned, flapping, limited and drained`},
+		{"webhook twice", func(a *App) {
+			w := &Webhook{URL: "https://h.example", Secrets: []string{"0123456789abcdef"}}
+			a.Webhooks = []*Webhook{w, w}
+		}, "webhook: a URL is given more than once"},
 		{"node", func(a *App) {
 			a.Node = &Node{ID: "edge-1.example_2", URL: "https://edge-1.example.com:8443/", Internal: "[fd00::1]:8080", Routers: []string{"10.0.0.0/28", "::1"}, Secrets: []string{"0123456789abcdef", "fedcba9876543210"}}
 		}, ""},

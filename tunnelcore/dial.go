@@ -17,7 +17,8 @@ import (
 // device whose tunnel has just broken is waited for, up to Settings.Wait; one that is
 // connected to another node is reached through that. Errors are *answers.Error:
 // device_offline, device_busy, unknown_device, unavailable; nothing was sent to the
-// device then. The connection is a *stream.Stream.
+// device then. The connection is a *stream.Stream; with Limits.BandwidthPerDevice one
+// that passes no more.
 //
 // With an agent that has the capability early Dial does not wait for the device's
 // word: reads and writes of the stream fail with what it was, an *answers.Error in
@@ -37,7 +38,7 @@ func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.A
 	if err != nil {
 		return nil, err
 	}
-	return c, nil
+	return h.pace(device, c), nil
 }
 
 // ErrLost is in the chain of what the reads and writes of a stream fail with whose
@@ -96,6 +97,7 @@ func (h *Hub) dialTunnel(ctx context.Context, t *tunnel, s *session, port uint16
 		return nil, &answers.Error{Code: wire.UnknownDevice, Message: "the device does not offer this port"}
 	}
 	if err := s.slots.acquire(ctx, slotTime, func() { h.crowded(t.holder.Tunnel) }); errors.Is(err, errNoSlot) {
+		h.limited(t.holder.Device, limitStreams)
 		return nil, busy()
 	} else if err != nil {
 		return nil, answers.From(err)

@@ -70,6 +70,7 @@ type Hub struct {
 
 	ports    *ports
 	visitors *visitors
+	usage    usage
 
 	// link leads to the other nodes, and routes tell which devices are there.
 	link      *cluster.Link

@@ -31,6 +31,9 @@ type Observer interface {
 	// Transferred is told the bytes of a stream that has ended: from the device, and
 	// to it.
 	Transferred(received, sent int64)
+	// Limited is told each time that a device has met a limit: bandwidth (somebody had
+	// to wait), requests or streams (somebody was refused).
+	Limited(limit string)
 }
 
 // unobserved is the Observer of those who have none.
@@ -43,6 +46,7 @@ func (unobserved) Closed(string)                           {}
 func (unobserved) Opened(wire.Kind, string, time.Duration) {}
 func (unobserved) PeerStream(string)                       {}
 func (unobserved) Transferred(int64, int64)                {}
+func (unobserved) Limited(string)                          {}
 
 // traffic is bytes of streams that have ended.
 type traffic struct{ received, sent atomic.Int64 }

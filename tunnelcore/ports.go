@@ -289,6 +289,9 @@ func (p *ports) enter(device string, addr netip.Addr) (leave func(), err error) 
 	if len(s.TCP.Allow) > 0 && !slices.ContainsFunc(s.TCP.Allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
 		return nil, errors.New("address is not allowed")
 	}
+	if err := p.hub.permit(device); err != nil {
+		return nil, err
+	}
 	// Without waiting: a TCP client would take that for a device that is slow.
 	return p.hub.visitors.enter(p.hub.ctx, source{device, addressKey(addr)}, s.Limits.StreamsPerAddress, 0)
 }

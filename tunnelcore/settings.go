@@ -53,8 +53,8 @@ type Settings struct {
 	Limits Limits
 	// Logger receives what operators read; nil discards it.
 	Logger *slog.Logger
-	// Events is told of `online`, `offline` and `cloned`, with the device, and of
-	// `drained`, with the node, outside locks; may be nil. It must not block.
+	// Events is told of `online`, `offline`, `cloned` and `limited`, with the device, and
+	// of `drained`, with the node, outside locks; may be nil. It must not block.
 	Events func(name string, data map[string]any)
 	// TunnelEnded is told the id of each tunnel that is over, and Crowded the id
 	// of one whose device has no room for the stream that a visitor waits for: a
@@ -82,6 +82,8 @@ type Limits struct {
 	NewTunnels                int           // accepted per second, after authentication
 	StreamsPerDevice          int           // at once
 	StreamsPerAddress         int           // at once to one device from one visitor address
+	RequestsPerDevice         int           // per second through this node; 0: no bound
+	BandwidthPerDevice        int64         // bytes per second through this node, both directions together; 0: no bound
 	BufferPerDevice           int           // bytes on their way in streams that have no transfer socket, both directions together
 	HandshakeTimeout          time.Duration // from the request to the 101
 	HeaderBytes               int           // of an agent's handshake
@@ -118,6 +120,8 @@ func (l Limits) orDefaults(d Limits) Limits {
 		NewTunnels:                cmp.Or(l.NewTunnels, d.NewTunnels),
 		StreamsPerDevice:          cmp.Or(l.StreamsPerDevice, d.StreamsPerDevice),
 		StreamsPerAddress:         cmp.Or(l.StreamsPerAddress, d.StreamsPerAddress),
+		RequestsPerDevice:         cmp.Or(l.RequestsPerDevice, d.RequestsPerDevice),
+		BandwidthPerDevice:        cmp.Or(l.BandwidthPerDevice, d.BandwidthPerDevice),
 		BufferPerDevice:           cmp.Or(l.BufferPerDevice, d.BufferPerDevice),
 		HandshakeTimeout:          cmp.Or(l.HandshakeTimeout, d.HandshakeTimeout),
 		HeaderBytes:               cmp.Or(l.HeaderBytes, d.HeaderBytes),

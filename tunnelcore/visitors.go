@@ -45,8 +45,12 @@ type source struct {
 
 // Enter counts a visitor's request to a device, until leave is called: one
 // address has at most Limits.StreamsPerAddress of them at once. Who comes with
-// more waits for a turn. Errors are *answers.Error: too_many, or what ctx says.
+// more waits for a turn. More per second than Limits.RequestsPerDevice are refused.
+// Errors are *answers.Error: too_many, or what ctx says.
 func (h *Hub) Enter(ctx context.Context, device string, addr netip.Addr) (leave func(), err error) {
+	if err := h.permit(device); err != nil {
+		return nil, err
+	}
 	return h.visitors.enter(ctx, source{device, addressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, slotTime)
 }
 

@@ -4,7 +4,6 @@ package conformance
 // its own, where the tool starts it.
 var cases = []testCase{
 	{"1.1", "the device id is as it was given", 0, deviceID},
-	{"1.2", "one control socket at a time", 0, oneTunnel},
 	{"1.4", "no connection to a port or host that an edge names", service | command, elsewhereRefused},
 
 	{"2.1", "the control socket has its path", 0, controlPath},

@@ -2,7 +2,9 @@ package conformance
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -21,13 +23,6 @@ func deviceID(t *T) {
 	ok := len(id) >= 1 && len(id) <= 63 && id[0] != '-' && id[len(id)-1] != '-' && !strings.Contains(id, "--") &&
 		!strings.ContainsFunc(id, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' })
 	t.check(ok, "1 to 63 of a-z, 0-9 and -, no - at the ends, no two in a row", "device=%s", id)
-}
-
-func oneTunnel(t *T) {
-	u := t.up(t.caps())
-	if h := t.tryControl(2 * moment); h != nil {
-		t.fail("one control socket", "another handshake, %d ms after the first", h.at.Sub(u.from.at).Milliseconds())
-	}
 }
 
 func controlPath(t *T) {
@@ -57,8 +52,7 @@ func lists(h http.Header, name, token string) bool {
 func newKeys(t *T) {
 	h := t.control()
 	first := h.request.Header.Get("Sec-WebSocket-Key")
-	h.greet(t, t.caps()).finish(wire.CloseRestart)
-	second := t.control().request.Header.Get("Sec-WebSocket-Key")
+	second := t.again(h.greet(t, t.caps())).request.Header.Get("Sec-WebSocket-Key")
 	t.check(first != second, "a Sec-WebSocket-Key that is drawn anew for each handshake", "%q twice", first)
 }
 
@@ -170,6 +164,7 @@ func answerInPieces(t *T) {
 	for _, b := range []byte(text) {
 		h.conn.Write([]byte{b}) // seen by who waits
 	}
+	t.pause()
 	s := newSock(t, "control socket", h.conn, h.br, true)
 	ready := h.greeting(t.caps())
 	s.text(string(wire.Encode(&ready)))
@@ -178,7 +173,7 @@ func answerInPieces(t *T) {
 
 func answerLate(t *T) {
 	h := t.control()
-	h.silent(t, "the agent waits for the answer for 15 s", 14*time.Second)
+	h.stays(t, "the agent waits for the answer for 15 s", 14*time.Second)
 	h.greet(t, t.caps()).awaitPong()
 }
 
@@ -186,7 +181,7 @@ func answerNever(t *T) {
 	h := t.control()
 	const most = 10 * time.Minute
 	_ = h.conn.SetReadDeadline(time.Now().Add(most)) // if it fails, so does the read
-	_, err := h.br.ReadByte()
+	_, err := io.Copy(io.Discard, h.br)
 	if e, ok := err.(net.Error); ok && e.Timeout() {
 		t.fail("the agent gives up at some time", "the connection is open after %v", most)
 	}
@@ -249,8 +244,8 @@ func (t *T) here() string {
 }
 
 func redirectFollowed(t *T) {
+	h := t.control()
 	for _, status := range []int{302, 307} {
-		h := t.control()
 		to := h.elsewhere(t, t.here(), wire.ControlPath, "&redirect=t0ken.of-the_edge~")
 		t.redirected(h, status, to)
 		want := "a handshake for " + to + " as it stands"
@@ -261,7 +256,7 @@ func redirectFollowed(t *T) {
 		t.check(n.request.URL.RequestURI() == u.RequestURI(), want, "%q", n.request.URL.RequestURI())
 		t.check(n.request.Header.Get("Authorization") == h.request.Header.Get("Authorization"), "the same credential", "%q", n.request.Header.Get("Authorization"))
 		n.greet(t, t.caps()).awaitPong()
-		t.tunnel.finish(wire.CloseRestart)
+		h = t.again(t.tunnel)
 	}
 }
 
@@ -279,15 +274,33 @@ func redirectRefused(what string, location func(t *T, h *handshake) string) func
 func (t *T) backWithout(from *handshake, want string) *handshake {
 	n := t.tryControl(t.patience())
 	t.check(n != nil, want, "none within %v", t.patience())
-	t.check(n.request.Host == from.request.Host && n.request.URL.Path == wire.ControlPath && !n.query().Caps.Has(wire.Redirect), want,
+	select {
+	case err := <-t.rig.failures:
+		t.fail(want, "a connection: %v", err)
+	default:
+	}
+	t.check(n.request.Host == from.request.Host && !n.query().Caps.Has(wire.Redirect), want,
 		"Host: %s, %q", n.request.Host, n.request.URL.RequestURI())
 	return n
 }
 
 func otherHost(t *T, h *handshake) string { return h.elsewhere(t, "127.0.0.2", wire.ControlPath, "") }
 func otherPath(t *T, h *handshake) string { return h.elsewhere(t, t.here(), "/login", "") }
+
+// downgrade leads to a listener without TLS, which no agent may reach.
 func downgrade(t *T, h *handshake) string {
-	return strings.Replace(h.elsewhere(t, t.here(), wire.ControlPath, ""), "https:", "http:", 1)
+	l, err := t.rig.cfg.Network("tcp", net.JoinHostPort(t.here(), "0"))
+	if err != nil {
+		t.skip("%v", err)
+	}
+	t.rig.serve(l, func(conn net.Conn) {
+		select {
+		case t.rig.failures <- errors.New("it has come without TLS"):
+		case <-t.rig.ctx.Done():
+		}
+		conn.Close()
+	})
+	return strings.Replace(t.rig.urlOf(t.here(), l), "wss:", "http:", 1) + wire.ControlPath + "?" + h.request.URL.RawQuery
 }
 
 func redirectToNothing(t *T) {
@@ -332,8 +345,10 @@ func masked(t *T) {
 	for range 3 {
 		u.awaitPong()
 	}
-	s := u.open(t.rig.unforwarded(), u.ready.Early)
-	s.awaitRefused("an answer to `open`", t.patience()+10*time.Second)
+	for range 2 {
+		u.open(t.rig.unforwarded(), u.ready.Early)
+		u.await("an answer to `open`", t.patience()+10*time.Second, func(e event) bool { return e.op == opText })
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.violations) > 0 {
@@ -389,8 +404,7 @@ func instance(t *T) {
 	h := t.control()
 	first := h.request.URL.Query().Get("instance")
 	t.check(wire.ValidID(first), "instance: 32 lower-case hexadecimal digits", "%q", first)
-	h.greet(t, t.caps()).finish(wire.CloseRestart)
-	second := t.control().request.URL.Query().Get("instance")
+	second := t.again(h.greet(t, t.caps())).request.URL.Query().Get("instance")
 	t.check(first == second, "the same instance for as long as the agent runs", "%q, then %q", first, second)
 }
 

@@ -24,9 +24,7 @@ func outlives(t *T) {
 	want := "the stream goes on when the control socket has ended"
 	tr.binary([]byte("before"))
 	tr.gather(want, 6)
-	u.cut()
-	n := t.awaitRetry("a new control socket", soonest).greet(t, 0)
-	n.awaitPong()
+	t.lost(u).greet(t, 0).awaitPong()
 	tr.binary([]byte("behind"))
 	t.check(tr.gather(want, 6) == "behind", want, "other bytes")
 }

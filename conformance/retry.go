@@ -25,6 +25,27 @@ func (t *T) awaitRetry(want string, within time.Duration) *handshake {
 	return h
 }
 
+// again ends a tunnel and waits for the next handshake. Whether and when an agent comes
+// back is for other rules to say.
+func (t *T) again(u *tunnel) *handshake {
+	u.finish(wire.CloseRestart)
+	h := t.tryControl(t.rig.cfg.MaxBackoff + t.patience())
+	if h == nil {
+		t.skip("the agent does not come back after 1012: see 5.5")
+	}
+	return h
+}
+
+// lost is again, by the end of TCP.
+func (t *T) lost(u *tunnel) *handshake {
+	u.cut()
+	h := t.tryControl(t.rig.cfg.MaxBackoff + t.patience())
+	if h == nil {
+		t.skip("the agent does not come back when its connection was lost: see 5.5")
+	}
+	return h
+}
+
 // awaitSlow wants the agent to stay away for 5 to 15 minutes. Without --slow, it only
 // sees whether the agent comes back sooner than a backoff would have it.
 func (t *T) awaitSlow(want string) {
@@ -75,16 +96,15 @@ func afterStatus(status int) func(*T) {
 
 func retryAfter(t *T) {
 	const told = 3 * time.Second
+	h := t.control()
 	for _, status := range []int{503, 429} {
-		h := t.control()
 		h.refuse(status, "Retry-After: 3")
 		from := time.Now()
 		want := fmt.Sprintf("after %d with Retry-After: 3, an attempt after 3 s and up to a fifth more", status)
 		if early := t.tryControl(told - 100*time.Millisecond); early != nil {
 			t.fail(want, "one after %d ms", early.at.Sub(from).Milliseconds())
 		}
-		t.awaitRetry(want, told/5+100*time.Millisecond).greet(t, t.caps()).awaitPong()
-		t.tunnel.finish(wire.CloseRestart)
+		h = t.awaitRetry(want, told/5+100*time.Millisecond)
 	}
 }
 
@@ -123,8 +143,7 @@ func growing(t *T) {
 func settled(t *T) {
 	u := t.up(t.caps())
 	for range 4 {
-		u.cut()
-		u = t.awaitRetry("an attempt", t.rig.cfg.MaxBackoff).greet(t, t.caps())
+		u = t.lost(u).greet(t, t.caps())
 	}
 	for range 4 {
 		u.quiet("a tunnel that lasts", 8*time.Second, func(e event) bool { return e.op == opEnd || e.op == opClose })

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -267,6 +268,13 @@ func (h *handshake) query() wire.Hello {
 	if err != nil { // the case of another rule looks at what is wrong
 		values, _ := url.ParseQuery(h.request.URL.RawQuery)
 		hello = wire.Hello{Caps: wire.ParseCaps(values.Get("caps")), Instance: values.Get("instance")}
+		early, total, _ := strings.Cut(values.Get("early"), ",")
+		for _, bound := range []struct {
+			value string
+			to    *int
+		}{{values.Get("streams"), &hello.Streams}, {values.Get("message_max"), &hello.MessageMax}, {early, &hello.Early}, {total, &hello.EarlyTotal}} {
+			*bound.to, _ = strconv.Atoi(bound.value)
+		}
 		for item := range strings.SplitSeq(values.Get("ports"), ",") {
 			if p, err := wire.ParsePort(item); err == nil {
 				hello.Ports = append(hello.Ports, p)

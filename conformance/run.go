@@ -260,6 +260,10 @@ func (x *run) try(ctx context.Context, c *testCase) (result Result) {
 		r.renew()
 	}
 	r.caps, r.ports = x.caps, x.ports
+	if c.needs&another == 0 { // nobody is there, so that the agent has one edge
+		scheme, _, _ := strings.Cut(r.vars.URL, "://")
+		r.vars.URL2 = scheme + "://" + r.vars.Dead
+	}
 	r.ownService, r.usesSecond = x.cfg.OwnService, x.cfg.UsesSecond
 	if why := c.missing(r); why != "" {
 		result.Verdict, result.Why = NotTried, why

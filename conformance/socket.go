@@ -18,7 +18,9 @@ type sock struct {
 
 	echoClose bool // answer a close frame at once
 
-	mu         sync.Mutex // guards what follows, and writes
+	turn chan struct{} // who may write; holds one
+
+	mu         sync.Mutex // guards what follows
 	closeSent  bool
 	muted      bool
 	violations []string // of RFC 6455
@@ -27,7 +29,7 @@ type sock struct {
 
 // newSock starts to read conn, on which the handshake is done.
 func newSock(t *T, name string, conn net.Conn, br *bufio.Reader, echoClose bool) *sock {
-	s := &sock{t: t, name: name, conn: conn, events: make(chan event, 1024), echoClose: echoClose}
+	s := &sock{t: t, name: name, conn: conn, events: make(chan event, 1024), turn: make(chan struct{}, 1), echoClose: echoClose}
 	t.rig.own(conn)
 	t.rig.wg.Go(func() { s.read(br) })
 	return s
@@ -116,9 +118,12 @@ func (s *sock) send(f frame) {
 
 // sendRaw writes bytes that need not be a frame.
 func (s *sock) sendRaw(b []byte, what string) {
+	s.turn <- struct{}{} // who writes has a deadline
+	defer func() { <-s.turn }()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.muted {
+	muted := s.muted
+	s.mu.Unlock()
+	if muted {
 		return
 	}
 	s.t.logf("edge → agent", s.name, b, "%s", what)
@@ -204,6 +209,21 @@ func (s *sock) await(want string, within time.Duration, match func(event) bool) 
 func (s *sock) awaitPong() {
 	s.send(whole(opPing, []byte("?")))
 	s.await("the agent goes on, and answers a ping", s.t.patience(), func(e event) bool { return e.op == opPong })
+}
+
+// alive reports whether the agent answers a ping.
+func (s *sock) alive() bool {
+	s.send(whole(opPing, []byte("?")))
+	limit := time.Now().Add(s.t.patience())
+	for {
+		e, ok := s.next(time.Until(limit))
+		if !ok || e.op == opEnd || e.op == opClose {
+			return false
+		}
+		if e.op == opPong {
+			return true
+		}
+	}
 }
 
 // awaitEnd waits for a close frame or the end of the connection.

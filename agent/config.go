@@ -75,6 +75,11 @@ type Config struct {
 	// Resolver looks up names; nil is the system's.
 	Resolver *net.Resolver
 
+	// Built is when this program was made. A clock that is behind it, or behind the day
+	// on which this package was written, is wrong: certificates are then judged by the
+	// date that the edge tells, for which nobody vouches.
+	Built time.Time
+
 	// Profile is ProfileFull by default.
 	Profile Profile
 	// Heartbeat is how often the edge is asked to ping: 10 s to 15 min, by default

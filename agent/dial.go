@@ -58,6 +58,7 @@ type dialer struct {
 	tls            *tls.Config
 	proxy          func(*url.URL) (*url.URL, error)
 	allowPlaintext bool
+	clock          *clock
 	// tcp dials; keepAlive as of net.Dialer.
 	tcp func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error)
 }
@@ -74,8 +75,13 @@ func newDialer(c Config) *dialer {
 		// Each transfer socket resumes the control socket's session.
 		template.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	}
+	clock := newClock(c)
+	if template.Time == nil {
+		template.Time = clock.judge
+	}
 	return &dialer{
 		tls:            template,
+		clock:          clock,
 		proxy:          c.Proxy,
 		allowPlaintext: c.AllowPlaintext,
 		tcp: func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error) {
@@ -118,6 +124,7 @@ func (d *dialer) route(u *url.URL) (route, error) {
 // connect makes a connection along r, up to TLS. keepAlive as of net.Dialer;
 // wrap, if set, gets the connection of TCP, and what it returns is used instead.
 func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration, wrap func(net.Conn) net.Conn) (net.Conn, error) {
+	d.askDate(ctx, r)
 	addr := hostPort(r.url)
 	first, name := addr, "tcp"
 	switch {

@@ -11,7 +11,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/iottunnel/iottunnel/agent/internal/service"
 )
@@ -80,6 +82,25 @@ func command(args, environ []string, stdout, stderr io.Writer) int {
 
 // release is set by the linker in released builds.
 var release string
+
+// built is when this program was made, in seconds since 1970, if the linker was told.
+var built string
+
+// buildTime is when this program was made, or its source was committed; zero when
+// nobody knows.
+func buildTime() time.Time {
+	if s, err := strconv.ParseInt(built, 10, 64); err == nil {
+		return time.Unix(s, 0)
+	}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if t, err := time.Parse(time.RFC3339, s.Value); err == nil && s.Key == "vcs.time" {
+				return t
+			}
+		}
+	}
+	return time.Time{}
+}
 
 func version() string {
 	if release != "" {

@@ -209,7 +209,7 @@ func (o *options) reach(stderr io.Writer) (agent.Config, error) {
 	if err != nil {
 		return none, err
 	}
-	c := agent.Config{Servers: o.servers.values, AllowPlaintext: o.allowPlaintext, Logger: log}
+	c := agent.Config{Servers: o.servers.values, AllowPlaintext: o.allowPlaintext, Built: buildTime(), Logger: log}
 	if c.TLS, err = o.tls(); err != nil {
 		return none, err
 	}

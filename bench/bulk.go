@@ -28,7 +28,6 @@ func (b *bench) bulk(ctx context.Context, s *report.Section) error {
 		{"TCP port, 4 down", byPort, 4, false},
 		{"TCP port, 4 up", byPort, 4, true},
 		{"HTTP by Host, 1 down", byHost, 1, false},
-		{"HTTP by Host, 1 up", byHost, 1, true},
 	} {
 		if !b.wants(kind.name) {
 			continue

@@ -132,7 +132,6 @@ func (b *bench) farBulk(ctx context.Context, s *report.Section) error {
 	}{
 		{"1 down", load.Bulk{Streams: 1}},
 		{"4 down", load.Bulk{Streams: 4}},
-		{"1 up", load.Bulk{Streams: 1, Up: true}},
 	} {
 		err := b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 			window := b.windowOf(w)
@@ -169,7 +168,7 @@ func (b *bench) lossy(ctx context.Context, s *report.Section) error {
 			b.link.SetLoss(0)
 			time.Sleep(3 * roundTrip)
 		}()
-		window := load.Window{Warm: 5 * roundTrip, Length: 10 * b.window}
+		window := load.Window{Warm: 5 * roundTrip, Length: 5 * b.window}
 		a, m, err := besideBulk(t, window)
 		if err != nil { // what a tunnel can bring about is a result, too
 			s.Note("%s: %v.", w.Name, err)

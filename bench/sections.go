@@ -62,6 +62,7 @@ func runSections(ctx context.Context, c config) (err error) {
 		return err
 	}
 	defer b.close()
+	begin := time.Now()
 	r := &report.Report{
 		Date:    time.Now().Format(time.DateTime),
 		Machine: fmt.Sprintf("%s/%s, %d CPUs, load average at the start %s", runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), loadAverage()),
@@ -82,6 +83,7 @@ func runSections(ctx context.Context, c config) (err error) {
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))
 	}
+	fmt.Fprintf(os.Stderr, "all of it took %v\n", time.Since(begin).Round(time.Second))
 	r.Judge(goals)
 	if err := r.MarkdownGoals(os.Stdout); err != nil {
 		return err

@@ -1,7 +1,7 @@
 // The list of devices. All of them are held here; only the rows in sight are in the
 // document. Text of devices enters through textContent alone.
-import { bytes, element, getJSON, link, since } from "./text.js";
-import { close, refreshOpen, show } from "./device.js";
+import { at, bytes, element, getJSON, link, since } from "./text.js";
+import { close, refreshOpen, show, told } from "./device.js";
 import { chart, every, sample } from "./traffic.js";
 
 const devices = new Map();
@@ -10,7 +10,7 @@ let shown = []; // those that match
 let unsorted = true; // order has to be made anew
 let loadedAt = 0;
 let live = false;
-const sort = { by: "device", down: false };
+const sort = { by: "", down: false };
 
 const byId = (id) => document.getElementById(id);
 const viewport = byId("viewport");
@@ -260,7 +260,7 @@ function follow() {
   source = null;
   live = false;
   if (document.hidden) return;
-  source = new EventSource("api/events");
+  source = new EventSource(at("api/events"));
   source.onopen = () => {
     live = true;
     load();
@@ -270,8 +270,10 @@ function follow() {
     summarise();
   };
   source.addEventListener("device", (e) => {
-    keep(JSON.parse(e.data));
+    const d = JSON.parse(e.data);
+    keep(d);
     soon();
+    told(d);
   });
   source.addEventListener("missed", load);
 }

@@ -1,5 +1,5 @@
 // The dialog of one device: what is known of it, and what can be done to it.
-import { bytes, element, getJSON, link, moment, since } from "./text.js";
+import { at, bytes, element, getJSON, link, moment, since } from "./text.js";
 import { chart, rate } from "./traffic.js";
 
 const byId = (id) => document.getElementById(id);
@@ -40,6 +40,14 @@ async function reload() {
   fill(d);
   actions(d);
   changed(d);
+}
+
+// told draws a device anew that has changed, if it is the open one.
+export function told(d) {
+  if (dialog.open && open.device === d.device) {
+    open = d;
+    fill(d);
+  }
 }
 
 // refreshOpen draws what goes on now.
@@ -84,7 +92,7 @@ function fill(d) {
   if (url && code.dataset.url !== url) {
     code.dataset.url = url;
     code.alt = "QR code of " + url;
-    code.src = api(d.device, "/qr.svg");
+    code.src = at(api(d.device, "/qr.svg"));
   }
   const past = d.history || [];
   byId("detail-past").hidden = past.length === 0;
@@ -168,3 +176,9 @@ async function act(d, action, body) {
     actions(d);
   }
 }
+
+// What is known of the open device, such as its streams, goes on.
+setInterval(() => {
+  if (!dialog.open || document.hidden) return;
+  getJSON(api(open.device)).then(told, () => {}); // the list says what is wrong
+}, 10000);

@@ -1,7 +1,11 @@
 // What both the list and the dialog write.
 
+// at is where a path of the dashboard is. The page's own address may hold a password,
+// with which nothing may be fetched; the browser sends it by itself.
+export const at = (path) => new URL(path, location.origin + location.pathname).href;
+
 export async function getJSON(path, options) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(20000), headers: { Accept: "application/json" }, ...options });
+  const answer = await fetch(at(path), { signal: AbortSignal.timeout(20000), headers: { Accept: "application/json" }, ...options });
   if (!answer.ok) throw new Error((await answer.text()).trim().slice(0, 300) || answer.statusText);
   return answer.json();
 }

@@ -36,7 +36,7 @@ export function chart(id, bytes) {
   if (rates.length < 2) return undefined;
   const top = Math.max(1024, ...rates);
   const points = rates.map((r, i) => ((most - rates.length + i) * 2).toFixed(0) + "," + (19 - (r / top) * 18).toFixed(1));
-  const e = svg("svg", { viewBox: "0 0 80 20", class: "chart", role: "img", "aria-label": bytes(Math.round(rates.at(-1))) + " per second" });
+  const e = svg("svg", { viewBox: "0 0 80 20", preserveAspectRatio: "none", class: "chart", role: "img", "aria-label": bytes(Math.round(rates.at(-1))) + " per second" });
   const title = svg("title", {});
   title.textContent = e.getAttribute("aria-label");
   e.append(title, svg("polyline", { points: points.join(" ") }));

@@ -60,7 +60,7 @@ bench: build ## the tunnel beside what can stand in its place (20 minutes; Linux
 soak: build ## faults at random against real processes for SOAKTIME (Redis; root to cut networks)
 	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak' -timeout 0 -v
 
-dist: ## agents for every supported platform under dist/, with sizes and checksums
+dist: ## agents for every platform, Debian packages and a feed for OpenWrt under dist/, with sizes and checksums
 	@VERSION="$(VERSION)" scripts/dist
 
 clean: ## remove what was built, and the demo's data

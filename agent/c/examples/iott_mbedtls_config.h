@@ -14,8 +14,10 @@
 
 /* The edge's certificates come in one record: with one intermediate they are 2 to 3 KiB,
  * with RSA throughout up to 4. What edges send later is shorter. */
+#ifndef MBEDTLS_SSL_IN_CONTENT_LEN
 #define MBEDTLS_SSL_IN_CONTENT_LEN 4096
 #define MBEDTLS_SSL_OUT_CONTENT_LEN 1024
+#endif
 
 /* Certificates, their dates included: mbedtls_time has to tell the time of day. */
 #define MBEDTLS_X509_USE_C

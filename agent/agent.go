@@ -22,6 +22,7 @@ type Agent struct {
 	instance  string
 	plan      plan     // belongs to Run
 	streams   *streams // of this Run
+	rhythm    *rhythm  // nil unless the heartbeat is AutoHeartbeat
 
 	mu      sync.Mutex // guards what follows
 	running bool
@@ -48,8 +49,11 @@ func New(c Config) (*Agent, error) {
 		instance: wire.NewID(),
 		status:   Status{State: Stopped},
 	}
+	if c.Heartbeat == AutoHeartbeat {
+		a.rhythm = new(rhythm)
+	}
 	if len(c.Servers) == 0 {
-		return nil, fmt.Errorf("agent: %w", wrong("Servers", "none given; at least one wss://HOST[:PORT]"))
+		return nil, fmt.Errorf("agent: %w", errNoServers)
 	}
 	for _, s := range c.Servers {
 		u, err := parseServer(s, c.AllowPlaintext)
@@ -87,6 +91,9 @@ type Status struct {
 	// failed.
 	Tunnels, Failures int
 	Streams           int // visitors' connections right now
+	// Heartbeat is how often the edge pings, of the last tunnel.
+	Heartbeat time.Duration
+	Traffic   Traffic
 }
 
 // Status returns what the agent is about.
@@ -95,6 +102,7 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	s := a.status
 	s.Up.Ports = slices.Clone(s.Up.Ports)
+	s.Traffic = a.dialer.meter.read()
 	if a.running {
 		s.Streams = a.streams.number()
 	}
@@ -114,7 +122,7 @@ func (a *Agent) set(state State, change func(*Status)) {
 }
 
 // errMove ends the wait on a tunnel that the edge wants to be left.
-var errMove = errors.New("the edge is draining")
+var errMove = errors.New("time to move")
 
 // Run keeps a tunnel up until ctx ends, and returns nil then: visitors'
 // connections have had Config.Grace, and nothing of it is left. With Config.Once
@@ -149,6 +157,7 @@ func (a *Agent) keep(ctx context.Context) (until time.Time, err error) {
 	// Of old tunnels, which streams still need, when it is the time of all.
 	settling, hurry := context.WithCancel(context.Background())
 	defer hurry()
+	wg.Go(func() { a.dialer.meter.run(settling, a.log) })
 	defer func() {
 		until = time.Now().Add(max(a.cfg.Grace, 0))
 		a.streams.leave()
@@ -161,6 +170,9 @@ func (a *Agent) keep(ctx context.Context) (until time.Time, err error) {
 	}()
 	for {
 		next, err := a.round(ctx)
+		if err != nil && a.rhythm != nil {
+			a.rhythm.failed()
+		}
 		if err == nil {
 			old := current
 			current = next
@@ -207,7 +219,9 @@ func ended(t *tunnel) bool {
 // errMove. It tells of what happens in the meantime.
 func (a *Agent) hold(ctx context.Context, t *tunnel) error {
 	a.log.Info("tunnel up", "server", t.route.url.Host, "hostname", t.latest().Hostname)
-	a.set(Connected, func(s *Status) { s.Tunnels++; s.Err = nil; s.Next = time.Time{} })
+	a.set(Connected, func(s *Status) { s.Tunnels++; s.Err = nil; s.Next = time.Time{}; s.Heartbeat = t.heartbeat() })
+	beat := a.listen(t)
+	defer beat.Stop()
 	var told Up
 	var move <-chan time.Time
 	for {
@@ -215,6 +229,9 @@ func (a *Agent) hold(ctx context.Context, t *tunnel) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.ended:
+			if a.rhythm != nil {
+				a.rhythm.ended(t.err, t.heartbeat(), time.Since(t.conn.heard()))
+			}
 			a.plan.afterTunnel(t.err, time.Since(t.since))
 			return t.err
 		case within := <-t.drained:
@@ -226,6 +243,10 @@ func (a *Agent) hold(ctx context.Context, t *tunnel) error {
 			}
 		case <-move:
 			return errMove
+		case <-beat.C:
+			if a.heard(t, beat) {
+				return errMove
+			}
 		case <-t.changed:
 			up, ok := t.up()
 			if !ok || up.Server == told.Server && up.Hostname == told.Hostname && slices.Equal(up.Ports, told.Ports) {
@@ -357,7 +378,7 @@ func (a *Agent) controlURL(server *url.URL, caps wire.Caps) *url.URL {
 		Caps:       caps,
 		Streams:    a.cfg.Streams,
 		MessageMax: wire.BulkMessage,
-		Heartbeat:  int(a.cfg.Heartbeat / time.Second),
+		Heartbeat:  int(a.heartbeat() / time.Second),
 	}
 	if caps.Has(wire.Early) {
 		h.Early, h.EarlyTotal = wire.DefaultEarly, wire.DefaultEarlyTotal

@@ -84,7 +84,8 @@ type Config struct {
 	Profile Profile
 	// Heartbeat is how often the edge is asked to ping: 10 s to 15 min, by default
 	// what the edge prefers, 25 s unless it was configured. The edge may decide
-	// otherwise. A tunnel is given up after two missed ones and 10 s.
+	// otherwise. A tunnel is given up after two missed ones and 10 s. AutoHeartbeat
+	// finds the longest that the network bears.
 	Heartbeat time.Duration
 	// MaxBackoff bounds the pause between attempts to connect: 30 s by default.
 	// After a refusal of the credential it is 5 to 15 minutes.
@@ -232,7 +233,7 @@ func (c Config) check() error {
 		return wrong("Profile", "%q is not one: full, basic or inline", c.Profile)
 	}
 	switch {
-	case c.Heartbeat != 0 && c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat:
+	case c.Heartbeat != 0 && c.Heartbeat != AutoHeartbeat && c.Heartbeat < minHeartbeat || c.Heartbeat > maxHeartbeat:
 		return wrong("Heartbeat", "%v is not from %v to %v", c.Heartbeat, minHeartbeat, maxHeartbeat)
 	case c.MaxBackoff < time.Second || c.MaxBackoff > time.Hour:
 		return wrong("MaxBackoff", "%v is not from 1s to 1h", c.MaxBackoff)

@@ -59,6 +59,7 @@ type dialer struct {
 	proxy          func(*url.URL) (*url.URL, error)
 	allowPlaintext bool
 	clock          *clock
+	meter          meter
 	// tcp dials; keepAlive as of net.Dialer.
 	tcp func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error)
 }
@@ -139,8 +140,11 @@ func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration, 
 	if err != nil {
 		return nil, err
 	}
-	if wrap != nil {
+	switch {
+	case wrap != nil:
 		conn = wrap(conn)
+	case r.url.Scheme == "wss": // without TLS the kernel does some of the work, uncounted
+		conn = d.meter.on(conn)
 	}
 	if r.proxy != nil {
 		conn, err = hop(ctx, "proxy", proxyTimeout, func(ctx context.Context) (net.Conn, error) {

@@ -43,6 +43,7 @@ type tunnel struct {
 	open func(*tunnel, *wire.Open) error
 
 	offered wire.Caps
+	asked   time.Duration // heartbeat
 	// What is in force for as long as the tunnel lives, set by the first `ready`.
 	caps    wire.Caps
 	early   int         // most credit of a stream
@@ -68,8 +69,12 @@ type tunnel struct {
 // below TLS, where a socket that it ends finds it.
 type hearing struct {
 	net.Conn
+	meter *meter
 	began time.Time
 	at    atomic.Int64 // nanoseconds after began
+
+	long     atomic.Int64 // silence that is counted, in nanoseconds; 0: none is
+	silences atomic.Int64
 }
 
 // on makes h that connection.
@@ -84,8 +89,19 @@ func (h *hearing) NetConn() net.Conn { return h.Conn }
 func (h *hearing) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	if n > 0 {
-		h.at.Store(int64(time.Since(h.began)))
+		h.meter.received.Add(int64(n))
+		now := int64(time.Since(h.began))
+		before := h.at.Swap(now)
+		if long := h.long.Load(); long > 0 && now-before >= long {
+			h.silences.Add(1)
+		}
 	}
+	return n, err
+}
+
+func (h *hearing) Write(p []byte) (int, error) {
+	n, err := h.Conn.Write(p)
+	h.meter.sent.Add(int64(n))
 	return n, err
 }
 
@@ -100,7 +116,7 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, offered wire.Caps, t
 	}
 	// No TCP keep-alive: the edge's pings are enough, and each costs money on a
 	// cellular link.
-	h := new(hearing)
+	h := &hearing{meter: &a.dialer.meter}
 	conn, err := a.dialer.connect(ctx, r, -1, h.on)
 	if err != nil {
 		return nil, err
@@ -118,7 +134,7 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, offered wire.Caps, t
 	r.addr = directAddr(s, r)
 	t := &tunnel{
 		agent: a, route: r, sock: s, conn: h, since: time.Now(), open: a.streams.open,
-		offered: offered, parking: parking{wg: &a.streams.wg},
+		offered: offered, asked: a.heartbeat(), parking: parking{wg: &a.streams.wg},
 		changed: make(chan struct{}, 1), drained: make(chan time.Duration, 1), ended: make(chan struct{}),
 	}
 	if err := t.greet(ctx); err != nil {
@@ -177,8 +193,19 @@ func (t *tunnel) serve() error {
 
 // deadline is when the edge has been silent for too long (protocol §5.2).
 func (t *tunnel) deadline() time.Time {
+	if r := t.agent.rhythm; r != nil && !r.proven(t.heartbeat()) {
+		return t.conn.heard().Add(t.late() + 2*askAfter)
+	}
 	return t.conn.heard().Add(2*time.Duration(t.latest().Heartbeat)*time.Second + 10*time.Second)
 }
+
+// heartbeat is how often the edge pings.
+func (t *tunnel) heartbeat() time.Duration {
+	return time.Duration(t.latest().Heartbeat) * time.Second
+}
+
+// late is the silence after which a ping of the edge is overdue.
+func (t *tunnel) late() time.Duration { return t.heartbeat() * 11 / 10 }
 
 // latest is the `ready` in force.
 func (t *tunnel) latest() *wire.Ready {

@@ -114,7 +114,8 @@ Flags
   --profile NAME          full (default); basic: one WebSocket per visitor connection
                           and no more; inline: one WebSocket for everything
   --heartbeat DURATION    between pings, 10s to 15m; by default the edge decides, 25s
-                          unless it is configured
+                          unless it is configured. auto: the longest that the network
+                          bears, found out by and by, where each byte costs money
   --redirect-to DOMAIN    to whose hosts an edge may also send this device. May be
                           repeated
   --dns ADDR[,ADDR]       name servers to ask instead of the system's, in this order.

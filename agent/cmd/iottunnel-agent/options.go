@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/iottunnel/iottunnel/agent"
 )
 
 // options are what flags, environment and file say, each over the next.
@@ -27,7 +29,7 @@ type options struct {
 	allowPlaintext     bool
 	proxy              string
 	profile            string
-	heartbeat          time.Duration
+	heartbeat          heartbeat
 	redirectTo         list
 	dns                list
 	maxBackoff         time.Duration
@@ -100,6 +102,29 @@ func (l *list) Set(s string) error {
 	return nil
 }
 
+// heartbeat is a duration, or auto.
+type heartbeat time.Duration
+
+func (h *heartbeat) String() string {
+	if *h == heartbeat(agent.AutoHeartbeat) {
+		return "auto"
+	}
+	return time.Duration(*h).String()
+}
+
+func (h *heartbeat) Set(s string) error {
+	if s == "auto" {
+		*h = heartbeat(agent.AutoHeartbeat)
+		return nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return errors.New("it is auto, or a time such as 60s or 5m")
+	}
+	*h = heartbeat(d)
+	return nil
+}
+
 // flags makes the flag set that fills o. The key of a flag in the file, and its
 // name in the environment, follow from its name.
 func (o *options) flags() *flag.FlagSet {
@@ -119,7 +144,7 @@ func (o *options) flags() *flag.FlagSet {
 	fs.BoolVar(&o.allowPlaintext, "allow-plaintext", false, "")
 	fs.StringVar(&o.proxy, "proxy", "", "")
 	fs.StringVar(&o.profile, "profile", "full", "")
-	fs.DurationVar(&o.heartbeat, "heartbeat", 0, "")
+	fs.Var(&o.heartbeat, "heartbeat", "")
 	fs.Var(&o.redirectTo, "redirect-to", "")
 	fs.Var(&o.dns, "dns", "")
 	fs.DurationVar(&o.maxBackoff, "max-backoff", 30*time.Second, "")

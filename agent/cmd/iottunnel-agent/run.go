@@ -158,7 +158,7 @@ func (o *options) config(stderr io.Writer) (agent.Config, error) {
 		return none, err
 	}
 	c.RedirectTo, c.Profile = o.redirectTo.values, agent.Profile(o.profile)
-	c.Heartbeat, c.MaxBackoff, c.Once = o.heartbeat, o.maxBackoff, o.once
+	c.Heartbeat, c.MaxBackoff, c.Once = time.Duration(o.heartbeat), o.maxBackoff, o.once
 	for _, s := range o.forwards.values {
 		f, err := parseForward(s)
 		if err != nil {

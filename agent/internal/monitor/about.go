@@ -46,8 +46,15 @@ type answerJSON struct {
 	Tunnels  int        `json:"tunnels"`  // that came up so far
 	Failures int        `json:"failures"` // their ends, and attempts that failed
 	Streams  int        `json:"streams"`  // right now
-	Started  time.Time  `json:"started"`
-	Version  string     `json:"version"`
+	// Heartbeat is between the edge's pings, of the last tunnel.
+	Heartbeat int `json:"heartbeat_s,omitempty"`
+	// Bytes to and from edges, TLS included: since the start, and in a day.
+	Received    int64     `json:"bytes_received"`
+	Sent        int64     `json:"bytes_sent"`
+	DayReceived int64     `json:"bytes_received_24h"`
+	DaySent     int64     `json:"bytes_sent_24h"`
+	Started     time.Time `json:"started"`
+	Version     string    `json:"version"`
 }
 
 type portJSON struct {
@@ -70,6 +77,8 @@ func (a About) json(s agent.Status, _ time.Time) string {
 		Device: a.Device, State: string(s.State), Since: moment(s.Since),
 		Server: s.Up.Server, Label: s.Up.Label, Hostname: s.Up.Hostname, Ports: a.ports(s),
 		Next: moment(s.Next), Tunnels: s.Tunnels, Failures: s.Failures, Streams: s.Streams,
+		Heartbeat: int(s.Heartbeat / time.Second),
+		Received:  s.Traffic.Received, Sent: s.Traffic.Sent, DayReceived: s.Traffic.DayReceived, DaySent: s.Traffic.DaySent,
 		Started: *moment(a.Started), Version: a.Version,
 	}
 	if s.Err != nil {
@@ -113,6 +122,12 @@ func (a About) metrics(s agent.Status, now time.Time) string {
 	write("iottunnel_agent_tunnels_total", "counter", "Tunnels that came up.", "", float64(s.Tunnels))
 	write("iottunnel_agent_failures_total", "counter", "Tunnels that ended, and attempts that failed.", "", float64(s.Failures))
 	write("iottunnel_agent_streams", "gauge", "Visitors' connections right now.", "", float64(s.Streams))
+	if s.Heartbeat > 0 {
+		write("iottunnel_agent_heartbeat_seconds", "gauge", "Time between the edge's pings, of the last tunnel.", "", s.Heartbeat.Seconds())
+	}
+	write("iottunnel_agent_received_bytes_total", "counter", "Bytes from edges, TLS included.", "", float64(s.Traffic.Received))
+	write("iottunnel_agent_sent_bytes_total", "counter", "Bytes to edges, TLS included.", "", float64(s.Traffic.Sent))
+	write("iottunnel_agent_day_bytes", "gauge", "Bytes to and from edges in the last 24 hours.", "", float64(s.Traffic.DayReceived+s.Traffic.DaySent))
 	write("process_start_time_seconds", "gauge", "Start of the process, in seconds since the epoch.", "", seconds(a.Started))
 	resources(write)
 	return b.String()
@@ -170,6 +185,7 @@ func (a About) page(s agent.Status, now time.Time) string {
 	row("Name", html.EscapeString(s.Up.Hostname))
 	row("Visitors' connections", strconv.Itoa(s.Streams))
 	row("Tunnels so far", fmt.Sprintf("%d, and %d failures", s.Tunnels, s.Failures))
+	row("Traffic", fmt.Sprintf("%d kB in the last 24 hours, with a heartbeat of %v", (s.Traffic.DayReceived+s.Traffic.DaySent+500)/1000, s.Heartbeat))
 	b.WriteString("</table>\n<h2>Ports</h2>\n<table>\n<tr><th scope=\"col\">Port</th><th scope=\"col\">Service</th><th scope=\"col\">For visitors</th></tr>\n")
 	for _, p := range a.ports(s) {
 		fmt.Fprintf(&b, "<tr><td>%d/%s</td><td>%s</td><td>%s</td></tr>\n", p.Port, html.EscapeString(p.Kind), html.EscapeString(p.Target), link(p.URL, len(s.Up.Ports) > 0))

@@ -24,6 +24,7 @@ var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
 func up() agent.Status {
 	return agent.Status{
+		Heartbeat: 25 * time.Second, Traffic: agent.Traffic{Received: 123456, Sent: 234567, DayReceived: 23456, DaySent: 34567},
 		State: agent.Connected, Since: noon.Add(-90 * time.Second), Tunnels: 2, Failures: 1, Streams: 3,
 		Up: agent.Up{
 			Server: "wss://edge.example.com", Label: "l4bel", Hostname: "l4bel.devices.example.net",

@@ -26,6 +26,7 @@ type edge struct {
 	mu          sync.Mutex // guards what follows
 	generations []generation
 	logger      *slog.Logger // of the newest configuration
+	bounded     bool         // devices' bandwidth is
 
 	shutdown sync.Once
 	ending   atomic.Bool   // shutdown was done
@@ -118,7 +119,12 @@ func (e *edge) enforceLocked() {
 	top := e.generations[len(e.generations)-1]
 	e.logger = top.settings.Logger
 	e.conns.answerTimeout.Store(int64(top.app.answerTimeout()))
+	bounded := top.settings.Limits.BandwidthPerDevice > 0
 	e.hub.Update(top.settings)
+	if bounded && !e.bounded {
+		e.conns.closeIdle() // they were opened without
+	}
+	e.bounded = bounded
 	e.hooks.Update(top.app.webhooks())
 }
 

@@ -28,14 +28,15 @@ static void hang_up(struct iott_bridged *s, int reset) {
 
 static int on_open(void *user, int stream, uint16_t port, const char *from) {
 	struct iott_bridge *b = user;
-	struct iott_bridged *s = &b->streams[stream];
+	struct iott_bridged *s;
 	const struct iott_target *t = b->targets, *end = t + b->ntargets;
 	int on = 1;
 	(void)from;
 	while (t < end && t->port != port)
 		t++;
-	if (t == end)
+	if (t == end || stream >= IOTT_BRIDGE_STREAMS)
 		return -1;
+	s = &b->streams[stream];
 	memset(s, 0, sizeof *s);
 	s->since = b->now;
 	s->fd = socket(t->addr.ss_family, SOCK_STREAM, 0);

@@ -12,7 +12,10 @@
 extern "C" {
 #endif
 
+/* Streams beyond these are refused. */
+#ifndef IOTT_BRIDGE_STREAMS
 #define IOTT_BRIDGE_STREAMS 32
+#endif
 
 struct iott_target { /* where a port of the device leads */
 	uint16_t port;

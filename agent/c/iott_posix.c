@@ -12,6 +12,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef ESP_PLATFORM
+#include <esp_random.h>
+#endif
+
 #ifndef MSG_NOSIGNAL
 #define MSG_NOSIGNAL 0
 #endif
@@ -166,6 +170,12 @@ static void close_socket(void *ctx, int sock, int reset) {
 	p->sockets[sock].fd = -1;
 }
 
+#ifdef ESP_PLATFORM /* while Wi-Fi or Bluetooth is on, these are true ones */
+static void random_bytes(void *ctx, void *b, size_t n) {
+	(void)ctx;
+	esp_fill_random(b, n);
+}
+#else
 /* Without random bytes nothing is safe, and nothing else can be done about it. */
 static void random_bytes(void *ctx, void *b, size_t n) {
 	static int fd = -1;
@@ -181,6 +191,7 @@ static void random_bytes(void *ctx, void *b, size_t n) {
 			p += got, n -= (size_t)got;
 	}
 }
+#endif
 
 void iott_posix_net(struct iott_net *net, struct iott_posix *p) {
 	int i;

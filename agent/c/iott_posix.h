@@ -15,7 +15,11 @@ extern "C" {
 #endif
 
 #define IOTT_POSIX_ADDRESSES 8 /* of a name; others are not tried */
-#define IOTT_POSIX_SOCKETS 40 /* the control socket, 32 streams, and those that make way */
+
+/* The control socket, 32 streams, and those that make way. A device has it smaller. */
+#ifndef IOTT_POSIX_SOCKETS
+#define IOTT_POSIX_SOCKETS 40
+#endif
 
 struct iott_posix {
 	struct iott_posix_socket {

@@ -1,0 +1,50 @@
+package c_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// TestComponent builds the component of ESP-IDF with a stand-in for its build system, and
+// for its header of random numbers.
+func TestComponent(t *testing.T) {
+	if _, err := exec.LookPath("cmake"); err != nil {
+		t.Skipf("%v: install cmake", err)
+	}
+	component, err := filepath.Abs("../esp-idf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"esp_random.h": "#include <stddef.h>\nvoid esp_fill_random(void *p, size_t n);\n",
+		"CMakeLists.txt": `cmake_minimum_required(VERSION 3.16)
+project(device C)
+set(CMAKE_C_STANDARD 99)
+function(idf_component_register)
+    cmake_parse_arguments(A "" "" "SRCS;INCLUDE_DIRS;REQUIRES;PRIV_REQUIRES" ${ARGN})
+    if(A_UNPARSED_ARGUMENTS)
+        message(FATAL_ERROR "no argument of idf_component_register: ${A_UNPARSED_ARGUMENTS}")
+    endif()
+    add_library(iott STATIC ${A_SRCS})
+    target_include_directories(iott PUBLIC ${A_INCLUDE_DIRS} ${CMAKE_SOURCE_DIR})
+    target_compile_options(iott PRIVATE -Wall -Wextra -Werror)
+    target_compile_definitions(iott PUBLIC ESP_PLATFORM)
+    set(COMPONENT_LIB iott PARENT_SCOPE)
+endfunction()
+set(CONFIG_IOTT_SOCKETS 1)
+set(CONFIG_IOTT_TLS y)
+set(CONFIG_IOTT_BRIDGE y)
+set(CONFIG_IOTT_BRIDGE_STREAMS 2)
+add_subdirectory(` + component + ` iott)
+`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	build(t, "cmake", "-S", dir, "-B", filepath.Join(dir, "build"))
+	build(t, "cmake", "--build", filepath.Join(dir, "build"))
+}

@@ -61,10 +61,12 @@ type dialer struct {
 	clock          *clock
 	meter          meter
 	// tcp dials; keepAlive as of net.Dialer.
-	tcp func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error)
+	tcp   func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error)
+	avoid *avoided
 }
 
 func newDialer(c Config) *dialer {
+	avoid := new(avoided)
 	template := c.TLS.Clone() // nil stays nil
 	if template == nil {
 		template = new(tls.Config)
@@ -87,8 +89,9 @@ func newDialer(c Config) *dialer {
 		allowPlaintext: c.AllowPlaintext,
 		tcp: func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error) {
 			d := net.Dialer{Resolver: c.Resolver, KeepAlive: keepAlive}
-			return d.DialContext(ctx, "tcp", addr)
+			return avoid.dial(ctx, &d, c.Resolver.LookupNetIP, addr)
 		},
+		avoid: avoid,
 	}
 }
 
@@ -161,9 +164,21 @@ func (d *dialer) connect(ctx context.Context, r route, keepAlive time.Duration, 
 		}
 		return conn, nil
 	}
-	return hop(ctx, "tls", tlsTimeout, func(ctx context.Context) (net.Conn, error) {
+	secure, err := hop(ctx, "tls", tlsTimeout, func(ctx context.Context) (net.Conn, error) {
 		return d.secure(ctx, conn, d.tls, r.url.Hostname())
 	})
+	if err != nil {
+		d.failed(ctx, r, conn)
+	}
+	return secure, err
+}
+
+// failed notes that an attempt has failed on a connection along r: other addresses of
+// the name are better. Whether a proxy's fault is the edge's cannot be told.
+func (d *dialer) failed(ctx context.Context, r route, conn net.Conn) {
+	if r.proxy == nil && ctx.Err() == nil {
+		d.avoid.add(conn.RemoteAddr())
+	}
 }
 
 // leadsToLoopback reports whether conn stays on this machine; connections that

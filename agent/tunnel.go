@@ -128,6 +128,9 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, offered wire.Caps, t
 	}
 	s, err := upgrade(ctx, conn, u, token, buffer)
 	if err != nil {
+		if !errors.As(err, new(*RefusedError)) { // else somebody answers there
+			a.dialer.failed(ctx, r, conn)
+		}
 		return nil, err
 	}
 	s.SetWriteTimeout(controlWrite)
@@ -138,6 +141,7 @@ func (a *Agent) openTunnel(ctx context.Context, u *url.URL, offered wire.Caps, t
 		changed: make(chan struct{}, 1), drained: make(chan time.Duration, 1), ended: make(chan struct{}),
 	}
 	if err := t.greet(ctx); err != nil {
+		a.dialer.failed(ctx, r, conn)
 		s.Close()
 		return nil, &HopError{"ready", err}
 	}
@@ -168,6 +172,9 @@ func (t *tunnel) greet(ctx context.Context) error {
 // then, and streams that need it are aborted.
 func (t *tunnel) run() error {
 	err := t.serve()
+	if errors.Is(err, errSilent) && t.route.proxy == nil {
+		t.agent.dialer.avoid.add(t.conn.RemoteAddr())
+	}
 	t.sock.Close()
 	t.parking.close()
 	if t.mux != nil {

@@ -41,7 +41,7 @@ func newStreams(a *Agent) *streams {
 
 // transferBuffer is what transfer sockets are read through, in bytes: the largest
 // part of what an idle stream costs, and enough for most requests.
-const transferBuffer = 2 << 10
+const transferBuffer = 1 << 10
 
 // slack is what the edge may be ahead: to it a stream may be over a moment before
 // it is here.

@@ -9,6 +9,11 @@ import (
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
+// smallSize is the payload that the first read of a relay may bring, and those that
+// follow short ones: most connections never say more at a time, and many of them at
+// once would take a buffer each.
+const smallSize = 4 << 10
+
 // bufferSize is the payload that one read of a relay may bring: the largest
 // message in the default negotiation.
 const bufferSize = 64 << 10
@@ -24,9 +29,10 @@ const bulkMost = 8
 // buffers are shared by all relays; each has headroom for a frame's header, and
 // room for another one at its end.
 var (
-	buffers     = sync.Pool{New: func() any { b := make([]byte, room+bufferSize); return &b }}
-	bulkBuffers = sync.Pool{New: func() any { b := make([]byte, room+bulkSize); return &b }}
-	bulkUsed    atomic.Int32
+	smallBuffers = sync.Pool{New: func() any { b := make([]byte, room+smallSize); return &b }}
+	buffers      = sync.Pool{New: func() any { b := make([]byte, room+bufferSize); return &b }}
+	bulkBuffers  = sync.Pool{New: func() any { b := make([]byte, room+bulkSize); return &b }}
+	bulkUsed     atomic.Int32
 )
 
 const room = 2 * socket.Headroom
@@ -34,19 +40,26 @@ const room = 2 * socket.Headroom
 func getBuffer() *[]byte { return buffers.Get().(*[]byte) }
 
 func putBuffer(b *[]byte) {
-	if len(*b) == room+bulkSize {
+	switch len(*b) {
+	case room + smallSize:
+		smallBuffers.Put(b)
+	case room + bulkSize:
 		bulkBuffers.Put(b)
 		bulkUsed.Add(-1)
-		return
+	default:
+		buffers.Put(b)
 	}
-	buffers.Put(b)
 }
 
 // piece is how much a source reads at a time.
 type piece struct {
-	most int  // bytes; bufferSize says that it may grow
-	bulk bool // it has
+	most  int  // bytes; bufferSize says that it may grow
+	bulk  bool // it has
+	large int  // so many reads to come may bring more than smallSize
 }
+
+// largeReads is how many reads may be short before small buffers do again.
+const largeReads = 16
 
 // get returns a buffer, and how much may be read into it.
 func (p *piece) get() (*[]byte, int) {
@@ -54,11 +67,22 @@ func (p *piece) get() (*[]byte, int) {
 		bulkUsed.Add(1)
 		return bulkBuffers.Get().(*[]byte), bulkSize
 	}
+	if p.large == 0 {
+		return smallBuffers.Get().(*[]byte), min(p.most, smallSize)
+	}
 	return getBuffer(), p.most
 }
 
 // saw is told what was read.
-func (p *piece) saw(n int) { p.bulk = n >= bufferSize }
+func (p *piece) saw(n int) {
+	p.bulk = n >= bufferSize
+	switch {
+	case n >= smallSize:
+		p.large = largeReads
+	case p.large > 0:
+		p.large--
+	}
+}
 
 // mayPass reports whether bulk may be passed on without a buffer. It counts as one
 // of the large ones then, as so much waits in the system.

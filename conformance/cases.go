@@ -46,6 +46,7 @@ var cases = []testCase{
 	{"3.5", "capabilities that fit together", 0, offers},
 	{"3.5", "an edge without capabilities", 0, without},
 	{"3.5", "capabilities that nobody knows", 0, strangeCaps},
+	{"3.6", "an agent that wants a tunnel does not ask", 0, asksNothing},
 
 	{"4.1", "values that must not come into a request", 0, readyBad},
 	{"4.1", "a second `ready`", 0, readyAgain},

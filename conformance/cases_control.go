@@ -16,7 +16,7 @@ func readyNever(t *T) {
 		s.quiet("the agent waits for `ready` for 30 s", 9*time.Second, func(e event) bool { return e.op == opClose || e.op == opEnd })
 		s.awaitPong()
 	}
-	e := s.awaitEnd("the agent closes when there was no `ready` for 30 s", 3*time.Second+slack)
+	e := s.awaitEnd("the agent closes when there was no `ready` for 30 s", 3*time.Second+t.slack())
 	if e.op == opClose {
 		s.conn.Close()
 	}
@@ -247,9 +247,9 @@ func watchdog(t *T) {
 	u.awaitPong()
 	want := "with heartbeat_s 1, the agent takes the tunnel for dead after 12 s of silence"
 	// The edge is gone: it reads, and does not say a word, nor answer a ping.
-	u.mute()
-	u.quiet(want+", and not before", patient-moment, func(e event) bool { return e.op == opClose || e.op == opEnd })
-	e := u.awaitEnd(want, moment+2*slack)
+	due := u.mute().Add(patient)
+	u.quiet(want+", and not before", time.Until(due)-100*time.Millisecond, func(e event) bool { return e.op == opClose || e.op == opEnd })
+	e := u.awaitEnd(want, time.Until(due)+2*t.slack())
 	if e.op == opClose {
 		u.conn.Close()
 	}

@@ -310,7 +310,7 @@ func creditSpent(t *T) {
 	if len(s.gather(want, s.credit)) > s.credit {
 		t.skip("the agent sends more than its credit: see 10.2")
 	}
-	s.awaitFrame(want, wire.FrameReset, 10*time.Second+2*slack)
+	s.awaitFrame(want, wire.FrameReset, 10*time.Second+2*t.slack())
 	t.check(time.Since(from) > 9*time.Second, want, "after %d ms", time.Since(from).Milliseconds())
 }
 

@@ -400,6 +400,11 @@ func parameters(t *T) {
 	t.check(!h.request.URL.Query().Has("redirect"), "no parameter `redirect` of its own (2.8)", "%q", h.request.URL.RawQuery)
 }
 
+func asksNothing(t *T) {
+	h := t.control()
+	t.check(!h.request.URL.Query().Has("probe"), "no parameter `probe`, as the agent wants a tunnel", "%q", h.request.URL.RawQuery)
+}
+
 func instance(t *T) {
 	h := t.control()
 	first := h.request.URL.Query().Get("instance")

@@ -38,7 +38,7 @@ func parks(t *T) {
 func parkedTooLong(t *T) {
 	u, tr := t.over()
 	want := "the agent closes a socket that was parked for 30 s"
-	limit := time.Now().Add(30*time.Second + 2*slack)
+	limit := time.Now().Add(30*time.Second + 2*t.slack())
 	for time.Now().Before(limit) {
 		if e, ok := tr.next(5 * time.Second); ok && (e.op == opClose || e.op == opEnd) {
 			return
@@ -103,7 +103,7 @@ func attachRefused(t *T) {
 func attachIgnored(t *T) {
 	s, tr, local, _ := t.attach()
 	want := "without `attached` within 1 s, the agent closes the socket"
-	tr.awaitEnd(want, 2*time.Second+slack)
+	tr.awaitEnd(want, 2*time.Second+t.slack())
 	tr.conn.Close()
 	h := s.tryHandshake(t.patience())
 	t.check(h != nil, want+", and makes a handshake with the same id", "none within %v", t.patience())

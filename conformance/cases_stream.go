@@ -296,7 +296,7 @@ func closesAnyway(t *T) {
 	_, tr, local := t.joined()
 	bothEnd(tr, local)
 	tr.await("a close frame", t.patience(), func(e event) bool { return e.op == opClose })
-	tr.await("without an answer, the agent closes TCP after 10 s", 10*time.Second+2*slack, func(e event) bool { return e.op == opEnd })
+	tr.await("without an answer, the agent closes TCP after 10 s", 10*time.Second+2*t.slack(), func(e event) bool { return e.op == opEnd })
 }
 
 // edgeAborts ends the transfer socket before both directions have ended.

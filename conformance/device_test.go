@@ -323,6 +323,8 @@ func (d *device) query(caps wire.Caps) string {
 		q = strings.Replace(q, "streams=8", "streams=08", 1)
 	case "streams twice":
 		q += "&streams=8"
+	case "asks only":
+		q += "&probe=1"
 	case "short instance":
 		q = strings.Replace(q, d.instance, d.instance[:8], 1)
 	case "instance of a connection":

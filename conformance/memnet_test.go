@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -178,16 +179,16 @@ func (h *half) write(p []byte) (n int, err error) {
 type memConn struct {
 	in, out *half
 	addr    memAddr
-	linger  bool
+	cut     atomic.Bool // Close is a reset
 }
 
 func (c *memConn) Read(p []byte) (int, error)  { return c.in.read(p) }
 func (c *memConn) Write(p []byte) (int, error) { return c.out.write(p) }
 func (c *memConn) CloseWrite() error           { c.out.set(func() { c.out.ended = true }); return nil }
-func (c *memConn) SetLinger(sec int) error     { c.linger = sec == 0; return nil }
+func (c *memConn) SetLinger(sec int) error     { c.cut.Store(sec == 0); return nil }
 
 func (c *memConn) Close() error {
-	if c.linger {
+	if c.cut.Load() {
 		c.out.set(func() { c.out.reset = !c.out.shut })
 	}
 	c.out.set(func() { c.out.ended = true })

@@ -8,8 +8,6 @@ import (
 )
 
 const (
-	// slack is what a busy machine may add to a time that an agent draws.
-	slack = 1500 * time.Millisecond
 	// soonest is the longest first pause of an agent that comes back soon (5.6).
 	soonest = 500 * time.Millisecond
 	// slowest and slowestLate bound the pause of one that comes back slowly.
@@ -18,10 +16,13 @@ const (
 	glance = 4 * time.Second
 )
 
+// slack is what a busy machine may add to a time that an agent draws.
+func (t *T) slack() time.Duration { return t.patience() * 3 / 10 }
+
 // awaitRetry waits for the agent's next attempt.
 func (t *T) awaitRetry(want string, within time.Duration) *handshake {
-	h := t.tryControl(within + slack)
-	t.check(h != nil, want, "none within %v", within+slack)
+	h := t.tryControl(within + t.slack())
+	t.check(h != nil, want, "none within %v", within+t.slack())
 	return h
 }
 
@@ -49,7 +50,7 @@ func (t *T) lost(u *tunnel) *handshake {
 // awaitSlow wants the agent to stay away for 5 to 15 minutes. Without --slow, it only
 // sees whether the agent comes back sooner than a backoff would have it.
 func (t *T) awaitSlow(want string) {
-	within := min(glance, t.rig.cfg.MaxBackoff+slack)
+	within := min(glance, t.rig.cfg.MaxBackoff+t.slack())
 	if t.rig.cfg.Slow {
 		within = slowest - time.Second
 	}

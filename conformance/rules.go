@@ -37,7 +37,7 @@ var Rules = []Rule{
 	{"3.3", "Ports", ""},
 	{"3.4", "Bounds", ""},
 	{"3.5", "Capabilities", ""},
-	{"3.6", "Asking only", "is for tools; an agent that wants a tunnel does not ask"},
+	{"3.6", "Asking only", ""},
 	{"4.1", "ready", ""},
 	{"4.2", "port", ""},
 	{"4.3", "Form of messages", ""},

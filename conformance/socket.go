@@ -23,13 +23,14 @@ type sock struct {
 	mu         sync.Mutex // guards what follows
 	closeSent  bool
 	muted      bool
-	violations []string // of RFC 6455
+	sent       time.Time // when the last bytes were
+	violations []string  // of RFC 6455
 	masks      [][4]byte
 }
 
 // newSock starts to read conn, on which the handshake is done.
 func newSock(t *T, name string, conn net.Conn, br *bufio.Reader, echoClose bool) *sock {
-	s := &sock{t: t, name: name, conn: conn, events: make(chan event, 1024), turn: make(chan struct{}, 1), echoClose: echoClose}
+	s := &sock{t: t, name: name, conn: conn, events: make(chan event, 128), turn: make(chan struct{}, 1), echoClose: echoClose}
 	t.rig.own(conn)
 	t.rig.wg.Go(func() { s.read(br) })
 	return s
@@ -122,6 +123,9 @@ func (s *sock) sendRaw(b []byte, what string) {
 	defer func() { <-s.turn }()
 	s.mu.Lock()
 	muted := s.muted
+	if !muted {
+		s.sent = time.Now()
+	}
 	s.mu.Unlock()
 	if muted {
 		return
@@ -131,11 +135,13 @@ func (s *sock) sendRaw(b []byte, what string) {
 	_, _ = s.conn.Write(b)                                      // seen by who waits for an answer
 }
 
-// mute has nothing sent any more, not even answers to pings.
-func (s *sock) mute() {
+// mute has nothing sent any more, not even answers to pings, and returns when the last
+// bytes were sent.
+func (s *sock) mute() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.muted = true
+	return s.sent
 }
 
 // text sends a text message, and binary a binary one.

@@ -9,6 +9,8 @@ BENCHTIME ?= 1s
 BENCHFLAGS ?=
 SOAKTIME  ?= 10m
 SOAKSEED  ?=
+# Cases that IOTTUNNEL_HEAVY=1 makes long or large, where promises are taken at their word.
+LASTING   := ^(TestNodeSilent|TestClusterRedis|TestNodeKilled|TestSpread|TestRebootedDevice|TestRebootedElsewhere|TestLiveDeviceStays|TestLiveDeviceStaysElsewhere|TestHalfOpenHandshakes)$$
 export GO DEMO_PORT FUZZTIME
 
 # What xcaddy would pass; nothing here uses the storages that the tags leave out.
@@ -57,7 +59,9 @@ fuzz: ## each fuzz target for FUZZTIME
 bench: build ## the tunnel beside what can stand in its place (20 minutes; Linux, all of it as root only); prints tables
 	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME) $(BENCHFLAGS)
 
-soak: build ## faults at random against real processes for SOAKTIME (Redis; root to cut networks)
+soak: build ## what lasts: long faults, large crowds (15 minutes), then faults at random against real processes for SOAKTIME (Redis; root)
+	@IOTTUNNEL_SLOW=1 CGO_ENABLED=0 scripts/go test -count=1 -tags $(TAGS) -run '^TestHubs' -timeout 15m ./tunnelcore/redisregistry
+	@cd e2e && IOTTUNNEL_HEAVY=1 IOTTUNNEL_FACES=plain CGO_ENABLED=0 ../scripts/go test -count=1 -parallel 1 -run '$(LASTING)' -timeout 40m -v
 	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak' -timeout 0 -v
 
 dist: ## agents for every platform, Debian packages and a feed for OpenWrt under dist/, with sizes and checksums

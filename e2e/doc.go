@@ -19,8 +19,8 @@
 // IOTTUNNEL_HEAVY=1 moves 1 GiB where it is otherwise 64 MiB, makes crowds of
 // 10,000, has nodes fall silent at heartbeats of 25 s, and holds promises of how long
 // something takes to what they say. Browser cases leave
-// screenshots in shots/. `make soak` runs TestSoak and TestSoakNodes, which are
-// otherwise left out, for SOAKTIME.
+// screenshots in shots/. `make soak` runs some cases so, one at a time, and then
+// TestSoak and TestSoakNodes, which are otherwise left out, for SOAKTIME.
 //
 // # Cases and faces
 //

@@ -127,7 +127,7 @@ func TestSchema(t *testing.T) {
 }
 
 // enrolments writes what enrolled devices leave in Redis: one that has two secrets,
-// one that was revoked, and two claim codes.
+// one that was revoked, two claim codes, and a grant.
 func enrolments(t *testing.T, r *Registry) {
 	t.Helper()
 	for _, device := range []string{"cam-17", "door-1"} {
@@ -146,6 +146,12 @@ func enrolments(t *testing.T, r *Registry) {
 		if err := r.AddCode(t.Context(), c); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := r.AddGrant(t.Context(), registry.Grant{
+		ID: "9f86d081884c7d65", Kind: registry.GrantConnect, Device: "cam-17", Port: 22, By: "bob",
+		Hash: registry.HashSecret("secret of a grant"), Until: time.Now().Add(time.Hour),
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -228,11 +234,15 @@ func dump(t *testing.T, r *Registry) map[string]key {
 		if _, ok := k.Fields["op"]; ok {
 			k.Fields["op"] = "OP"
 		}
+		if created, ok := k.Fields["created_ms"]; ok {
+			k.Fields["until_ms"] = strconv.FormatInt(epochMS+number(t, k.Fields["until_ms"])-number(t, created), 10)
+			k.Fields["created_ms"] = strconv.Itoa(epochMS)
+		}
 		if _, ok := k.Fields["changed_ms"]; ok {
 			k.Fields["changed_ms"], k.Fields["version"] = strconv.Itoa(epochMS), strconv.Itoa(epochMS)
 		}
 		switch strings.TrimPrefix(name, DefaultKeyPrefix) {
-		case "{codes}":
+		case "{codes}", "grants":
 			for id, score := range k.Fields {
 				left := time.Until(time.UnixMilli(number(t, score)))
 				k.Fields[id] = strconv.FormatInt(epochMS+wholeMinutes(left), 10)

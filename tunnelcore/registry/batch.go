@@ -58,6 +58,7 @@ type state struct {
 	unsureCredentials map[string]struct{}
 	unsureCodes       map[string]struct{}
 	unsureJournals    map[string]struct{}
+	unsureGrants      map[string]struct{}
 
 	journalsSwept int64 // when journals are looked through again
 }
@@ -71,6 +72,7 @@ func newState() state {
 		unsureCredentials: map[string]struct{}{},
 		unsureCodes:       map[string]struct{}{},
 		unsureJournals:    map[string]struct{}{},
+		unsureGrants:      map[string]struct{}{},
 	}
 }
 
@@ -88,6 +90,7 @@ type batch struct {
 	credentials map[string]*storedCredential // nil: gone
 	codes       map[string]*storedCode       // nil: gone
 	journals    map[string]*storedJournal    // nil: gone
+	grants      map[string]*storedGrant      // nil: gone
 }
 
 // resting is the public ports of each device that rest.
@@ -113,7 +116,7 @@ func (m *Memory) newBatch() *batch {
 		devices: map[string]*record{}, labels: map[string]string{}, ports: map[uint16]portUse{},
 		rested:      resting{},
 		credentials: map[string]*storedCredential{}, codes: map[string]*storedCode{},
-		journals: map[string]*storedJournal{},
+		journals: map[string]*storedJournal{}, grants: map[string]*storedGrant{},
 	}
 	for id := range m.unsureDevices {
 		b.devices[id] = m.published(id)
@@ -130,6 +133,9 @@ func (m *Memory) newBatch() *batch {
 	for device := range m.unsureJournals {
 		b.journals[device] = m.journal(device)
 	}
+	for id := range m.unsureGrants {
+		b.grants[id] = m.grants.get(id)
+	}
 	return b
 }
 
@@ -143,7 +149,7 @@ func (m *Memory) published(device string) *record {
 
 // changed says whether there is anything to write.
 func (b *batch) changed() bool {
-	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0 || len(b.journals) > 0
+	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0 || len(b.journals) > 0 || len(b.grants) > 0
 }
 
 // device returns the record of a device that has a lease, else nil. It clears
@@ -397,6 +403,7 @@ func (b *batch) publish() {
 	m.generation = b.generation
 	b.publishSecrets()
 	b.publishJournals()
+	b.m.publishGrants(b.grants)
 	moved := false
 	for port, use := range b.ports {
 		moved = m.public.set(port, use) || moved

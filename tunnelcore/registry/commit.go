@@ -139,6 +139,9 @@ func (m *Memory) write(b *batch) error {
 		for device := range b.journals {
 			m.unsureJournals[device] = struct{}{}
 		}
+		for id := range b.grants {
+			m.unsureGrants[id] = struct{}{}
+		}
 		return err
 	}
 	clear(m.unsureDevices)
@@ -146,6 +149,7 @@ func (m *Memory) write(b *batch) error {
 	clear(m.unsureCredentials)
 	clear(m.unsureCodes)
 	clear(m.unsureJournals)
+	clear(m.unsureGrants)
 	b.publish()
 	return nil
 }
@@ -197,6 +201,7 @@ func (m *Memory) sweep() {
 		b.codes[id] = nil
 	}
 	b.sweepJournals()
+	b.sweepGrants()
 	if m.clock.stepped() && !b.changed() {
 		_ = m.save(b) // ties the clock to the new wall clock; logged
 		return

@@ -46,7 +46,8 @@ type Memory struct {
 	hints    Hints
 	secrets  secrets  // of enrolled devices
 	journals sync.Map // device → *storedJournal; written by the committer
-	state             // the committer's own
+	grants   grantTable
+	state    // the committer's own
 
 	ops     chan *op
 	closing sync.Once
@@ -97,7 +98,7 @@ func (m *Memory) open(opts MemoryOptions) error {
 		}
 		return nil
 	}
-	into := reading{state: begin, device: m.load, rest: rest, credential: m.loadCredential, code: m.loadCode, journal: m.loadJournal}
+	into := reading{state: begin, device: m.load, rest: rest, credential: m.loadCredential, code: m.loadCode, journal: m.loadJournal, grant: m.loadGrant}
 	if err := s.read(into); err != nil {
 		// The error is what matters, and a damaged file has nothing to flush.
 		_ = s.close()

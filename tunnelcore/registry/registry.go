@@ -263,6 +263,7 @@ type Registry interface {
 	Time(ctx context.Context) (time.Time, error)
 
 	Credentials
+	Grants
 	Journals
 	Hinter
 

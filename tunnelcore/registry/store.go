@@ -14,8 +14,8 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// The file is a bbolt database with six buckets; files of before have no
-// credentials, codes and journals. Keys are text, values JSON; a
+// The file is a bbolt database with seven buckets; files of before have no
+// credentials, codes, journals and grants. Keys are text, values JSON; a
 // reader ignores fields that it does not know.
 //
 //	meta     "format"  1
@@ -24,6 +24,7 @@ import (
 //	rests    port      {"until_ms":…,"device":"…","port":22}
 //	credentials  device  {"current":"…","next":"…","version":…,"changed_ms":…}
 //	codes    id        {"hash":"…","device":"…","created_ms":…,"until_ms":…}
+//	grants   id        {"kind":"…","device":"…","port":…,"by":"…","hash":"…","created_ms":…,"until_ms":…}
 //	journals device    {"tags":["…"],"hours":[{"hour":…,"connects":…}],"events":[{"at_ms":…,"kind":"…","node":"…","detail":"…"}]}
 //
 // Times are those of the registry's clock (see clock), which state ties to Unix
@@ -36,6 +37,7 @@ var (
 	bucketSecrets = []byte("credentials")
 	bucketCodes   = []byte("codes")
 	bucketJournal = []byte("journals")
+	bucketGrants  = []byte("grants")
 	keyFormat     = []byte("format")
 	keyState      = []byte("state")
 )
@@ -159,7 +161,7 @@ func (s *store) prepare() error {
 
 // createLater makes the buckets that files of before do not have.
 func createLater(tx *bbolt.Tx) error {
-	for _, name := range [][]byte{bucketSecrets, bucketCodes, bucketJournal} {
+	for _, name := range [][]byte{bucketSecrets, bucketCodes, bucketJournal, bucketGrants} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -175,6 +177,7 @@ type reading struct {
 	credential func(string, storedCredential) error
 	code       func(string, storedCode) error
 	journal    func(string, storedJournal) error
+	grant      func(string, storedGrant) error
 }
 
 // readAll decodes the values of a bucket.
@@ -216,6 +219,9 @@ func (s *store) read(into reading) error {
 				return err
 			}
 			if err := readAll(tx.Bucket(bucketCodes), "code", into.code); err != nil {
+				return err
+			}
+			if err := readAll(tx.Bucket(bucketGrants), "grant", into.grant); err != nil {
 				return err
 			}
 			return readAll(tx.Bucket(bucketJournal), "journal of", into.journal)
@@ -260,6 +266,9 @@ func writeMaps(tx *bbolt.Tx, b *batch) error {
 		return err
 	}
 	if err := putAll(tx.Bucket(bucketCodes), b.codes); err != nil {
+		return err
+	}
+	if err := putAll(tx.Bucket(bucketGrants), b.grants); err != nil {
 		return err
 	}
 	return putAll(tx.Bucket(bucketJournal), b.journals)

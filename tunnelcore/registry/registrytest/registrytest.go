@@ -57,6 +57,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"Credential", credentialTests},
 		{"Code", codeTests},
 		{"Notice", noticeTests},
+		{"Grant", grantTests},
 		{"Journal", journalTests},
 		{"Drop", dropTests},
 		{"Call", callTests},

@@ -40,7 +40,6 @@ type clock struct {
 	mu   sync.Mutex // guards what follows
 	date time.Time  // of an edge; zero: none
 	at   time.Time  // when it said so; of the monotonic clock
-	last time.Time  // when it was asked
 }
 
 func newClock(c Config) *clock {
@@ -72,11 +71,7 @@ func (k *clock) due() bool {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.last.IsZero() && time.Since(k.last) < dateEvery {
-		return false
-	}
-	k.last = time.Now()
-	return true
+	return k.date.IsZero() || time.Since(k.at) >= dateEvery
 }
 
 // learn takes a date, unless it is before the build.

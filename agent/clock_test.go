@@ -116,12 +116,20 @@ func TestDateOverPlainHTTP(t *testing.T) {
 	}
 	k.dialer.clock.now = func() time.Time { return time.Unix(0, 0) }
 	tcp := k.dialer.tcp
+	open := false
 	k.dialer.tcp = func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error) {
-		if strings.HasSuffix(addr, ":80") {
+		switch {
+		case !open:
+			return nil, errors.New("no network yet")
+		case strings.HasSuffix(addr, ":80"):
 			addr = strings.TrimPrefix(plain.URL, "http://")
 		}
 		return tcp(ctx, keepAlive, addr)
 	}
+	if _, err := k.enroll(t.Context(), k.servers[0], "code"); err == nil {
+		t.Error("without a network")
+	}
+	open = true // from now on, not after a minute
 	for range 2 {
 		if _, err := k.enroll(t.Context(), k.servers[0], "code"); err != nil {
 			t.Error(err)

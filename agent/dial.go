@@ -89,7 +89,11 @@ func newDialer(c Config) *dialer {
 		allowPlaintext: c.AllowPlaintext,
 		tcp: func(ctx context.Context, keepAlive time.Duration, addr string) (net.Conn, error) {
 			d := net.Dialer{Resolver: c.Resolver, KeepAlive: keepAlive}
-			return avoid.dial(ctx, &d, c.Resolver.LookupNetIP, addr)
+			conn, err := avoid.dial(ctx, &d, c.Resolver.LookupNetIP, addr)
+			if err != nil {
+				return nil, explainDNS(err, c.Resolver)
+			}
+			return conn, nil
 		},
 		avoid: avoid,
 	}

@@ -17,9 +17,7 @@ import (
 
 func deviceID(t *T) {
 	id := t.control().request.URL.Query().Get("device")
-	if t.rig.agent != nil {
-		t.check(id == t.rig.vars.Device, "the id that it was given: device="+t.rig.vars.Device, "device=%s", id)
-	}
+	t.check(id == t.rig.vars.Device, "the id that it was given: device="+t.rig.vars.Device, "device=%s", id)
 	ok := len(id) >= 1 && len(id) <= 63 && id[0] != '-' && id[len(id)-1] != '-' && !strings.Contains(id, "--") &&
 		!strings.ContainsFunc(id, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' })
 	t.check(ok, "1 to 63 of a-z, 0-9 and -, no - at the ends, no two in a row", "device=%s", id)

@@ -53,7 +53,7 @@ const noRoom = "the agent has no room for two control sockets, and ends the old 
 // drained asks the agent to come back, and waits for it.
 func (t *T) drained(u *tunnel) *handshake {
 	u.text(`{"type":"drain","within_s":0}`)
-	return t.awaitRetry("a new control socket", t.rig.cfg.MaxBackoff+soonest) // a young tunnel is not left at once
+	return t.awaitRetry("a new control socket", t.rig.cfg.MaxBackoff+t.soonest()) // a young tunnel is not left at once
 }
 
 func drain(t *T) {
@@ -91,7 +91,7 @@ func drainFails(t *T) {
 		t.skip(noRoom)
 	}
 	t.serves(u, want)
-	t.awaitRetry("another attempt", t.rig.cfg.MaxBackoff+soonest).greet(t, t.caps()).awaitPong()
+	t.awaitRetry("another attempt", t.rig.cfg.MaxBackoff+t.soonest()).greet(t, t.caps()).awaitPong()
 	u.awaitEnd("the end of the old one", t.patience()+10*time.Second)
 }
 

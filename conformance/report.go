@@ -89,14 +89,14 @@ func writeCase(w io.Writer, r Result, verbose, several bool) {
 		}
 		return
 	}
-	fmt.Fprintf(w, "             %s\n             expected: %s\n             came:     %s\n", r.Name, r.Want, r.Came)
+	fmt.Fprintf(w, "             %s\n             expected: %s\n             came:     %s\n", r.Name, printable(r.Want), printable(r.Came))
 	log := r.Log
 	if len(log) > logLines && !verbose {
 		fmt.Fprintf(w, "             … (%d more with --verbose)\n", len(log)-logLines)
 		log = log[len(log)-logLines:]
 	}
 	for _, line := range log {
-		fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(line, "\n", "\n    "))
+		fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(printable(line), "\n", "\n    "))
 	}
 }
 
@@ -171,7 +171,7 @@ func JUnit(w io.Writer, results []Result) error {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()) }
 
-// printable replaces what XML cannot hold.
+// printable replaces what XML cannot hold, and a terminal should not get.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' && r != '\n' && r != '\t' || r == 0xfffe || r == 0xffff {

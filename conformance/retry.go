@@ -19,6 +19,15 @@ const (
 // slack is what a busy machine may add to a time that an agent draws.
 func (t *T) slack() time.Duration { return t.patience() * 3 / 10 }
 
+// soonest is the longest pause of an agent that comes back soon. One that has been
+// through other cases has lost young tunnels, and may take its time.
+func (t *T) soonest() time.Duration {
+	if t.rig.agent == nil {
+		return t.rig.cfg.MaxBackoff
+	}
+	return soonest
+}
+
 // awaitRetry waits for the agent's next attempt.
 func (t *T) awaitRetry(want string, within time.Duration) *handshake {
 	h := t.tryControl(within + t.slack())
@@ -78,7 +87,7 @@ func afterClose(code int) func(*T) {
 		case wire.RetryAfterClose(code) == wire.RetryBackoff:
 			t.awaitRetry(name+"an attempt within max_backoff", t.rig.cfg.MaxBackoff)
 		default:
-			t.awaitRetry(name+"an attempt within 500 ms", soonest)
+			t.awaitRetry(fmt.Sprintf("%san attempt within %v", name, t.soonest()), t.soonest())
 		}
 	}
 }
@@ -123,7 +132,7 @@ func retryAfterLong(t *T) {
 // double, and differ.
 func growing(t *T) {
 	h := t.control()
-	limit := soonest
+	limit := t.soonest()
 	var pauses []time.Duration
 	for range 5 {
 		h.conn.Close()

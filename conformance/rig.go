@@ -94,7 +94,7 @@ func (r *rig) listen() error {
 	case host == "":
 		host = "127.0.0.1"
 	}
-	r.vars = Vars{Device: "conformance-1", Token: "t0ken-" + wire.NewID()}
+	r.vars = Vars{Device: r.cfg.Device, Token: r.cfg.Token}
 	if r.cfg.TLS {
 		var err error
 		if r.authority, err = newAuthority(); err != nil {
@@ -121,7 +121,7 @@ func (r *rig) listen() error {
 		return err
 	}
 	r.serve(echo, r.serveEcho)
-	page, err := r.cfg.Network("tcp", "127.0.0.1:0")
+	page, err := r.cfg.Network("tcp", r.cfg.HTTP)
 	if err != nil {
 		return err
 	}
@@ -185,6 +185,14 @@ func (r *rig) own(c io.Closer) {
 	if r.ctx.Err() != nil {
 		c.Close()
 	}
+}
+
+// ended is closed when the agent that the tool has started has ended.
+func (r *rig) ended() <-chan struct{} {
+	if r.agent == nil {
+		return nil
+	}
+	return r.agent.Done()
 }
 
 // close ends the agent, all connections and all goroutines.

@@ -49,11 +49,14 @@ type Config struct {
 	Patience    time.Duration // for what comes at once; default 5 s
 	MaxBackoff  time.Duration // of the agent; default 30 s (protocol 5.6)
 	ResetWithin time.Duration // how long to wait for a device by itself; default 2 minutes
+	Device      string        // the id of the device; default conformance-1
+	Token       string        // its secret; by default one that is drawn for the run
 	EchoPort    uint16        // the device's port with the echo service; default 7
 	HTTPPort    uint16        // with a web page; default 80
 	DeadPort    uint16        // with a service that is not there; default 9
 	Listen      string        // default 127.0.0.1:0
 	Echo        string        // where the echo service listens; default 127.0.0.1:0
+	HTTP        string        // where the web page is; default 127.0.0.1:0
 	Network     func(network, address string) (net.Listener, error)
 	Elsewhere   func() string                    // an address of this machine that is not loopback; empty if there is none
 	Say         func(format string, args ...any) // told what the person has to know
@@ -76,6 +79,12 @@ func (c *Config) defaults() {
 	if c.ResetWithin == 0 {
 		c.ResetWithin = 2 * time.Minute
 	}
+	if c.Device == "" {
+		c.Device = "conformance-1"
+	}
+	if c.Token == "" {
+		c.Token = "t0ken-" + wire.NewID()
+	}
 	for _, p := range []struct {
 		port  *uint16
 		value uint16
@@ -89,6 +98,9 @@ func (c *Config) defaults() {
 	}
 	if c.Echo == "" {
 		c.Echo = "127.0.0.1:0"
+	}
+	if c.HTTP == "" {
+		c.HTTP = "127.0.0.1:0"
 	}
 	if c.Network == nil {
 		c.Network = net.Listen
@@ -223,6 +235,7 @@ func (x *run) meet(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-r.ended():
 	case <-timer.C:
 	}
 	why := fmt.Sprintf("no handshake of a control socket came to %s within %v", r.vars.URL, within)

@@ -26,19 +26,18 @@ func (t *T) logf(direction, where string, raw []byte, format string, args ...any
 func (t *T) control() *handshake {
 	within := connectTime + t.patience()
 	if t.rig.agent == nil {
-		if h := t.tryControl(t.patience()); h != nil {
+		if h := t.tryControl(max(t.patience(), t.rig.cfg.MaxBackoff+t.slack())); h != nil {
 			return h
 		}
 		within = t.rig.cfg.ResetWithin
 		t.rig.cfg.Say("%s %s: waiting for the device; reset it, if it does not come by itself", t.c.rule, t.c.name)
 	}
 	h := t.tryControl(within)
-	if h == nil {
-		came := ""
-		if t.rig.agent != nil {
-			came = lastWords(t.rig.agent)
-		}
-		t.fail("a handshake of a control socket", "none within %v%s", within, came)
+	switch {
+	case h == nil && t.rig.agent == nil:
+		t.skip("the device has not come within %v", within)
+	case h == nil:
+		t.fail("a handshake of a control socket", "none within %v%s", within, lastWords(t.rig.agent))
 	}
 	return h
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -52,9 +53,10 @@ The agent that is in this repository is tried so:
       --forward 7={echo} --forward 80={http} --forward 9={dead}
 
 Without a COMMAND, a device connects by itself. Give its firmware the URL, device id
-and token that the tool says, and let it forward port 7 to a service that echoes, in
-the firmware or at the address that --echo names. Cases run one after the other, and
-when the device was told to stay away for long, the tool asks you to reset it:
+and token that the tool says (--device and --token keep them over several runs), and
+let it forward port 7 to a service that echoes, in the firmware or where --echo says.
+Cases run one after the other, and when the device was told to stay away for long, the
+tool asks you to reset it:
 
   iottunnel-conformance --listen 192.168.1.10:8080
 
@@ -77,18 +79,25 @@ func command(args []string, stdout, stderr io.Writer) int {
 	junit := f.String("junit", "", "write JUnit XML to `FILE`, too")
 	only := f.String("only", "", "try these `RULES` alone: numbers such as 3.2, or sections such as 5, with commas between")
 	list := f.Bool("list", false, "list the rules, and what is tried of each, and end")
-	f.BoolVar(&cfg.Slow, "slow", false, "try what takes minutes, too: up to 20 of them")
+	f.BoolVar(&cfg.Slow, "slow", false, "try what takes minutes, too: up to half an hour")
 	verbose := f.Bool("verbose", false, "list the cases of each rule, and all that crossed where one fails")
 	f.IntVar(&cfg.Jobs, "jobs", 8*runtime.NumCPU(), "cases at once, where the tool starts the agent; most of them wait")
 	f.DurationVar(&cfg.Patience, "patience", 0, "how long the agent may take for what it should do at once (default 5s)")
 	f.DurationVar(&cfg.MaxBackoff, "max-backoff", 0, "`max_backoff` of the agent (rule 5.6); the shorter it is, the more is seen (default 30s)")
 	f.DurationVar(&cfg.ResetWithin, "reset-within", 0, "how long to wait for a device that has to be reset (default 2m)")
+	f.StringVar(&cfg.Device, "device", "", "`ID` of the device (default conformance-1)")
+	f.StringVar(&cfg.Token, "token", "", "`SECRET` of the device; it opens nothing but this tool (default: one that is drawn for the run)")
 	f.StringVar(&cfg.Echo, "echo", "", "`ADDR:PORT` for the echo service, so that a device can forward to it")
+	f.StringVar(&cfg.HTTP, "http", "", "`ADDR:PORT` for the web page, in the same way")
 	port := func(to *uint16, name string, value uint, what string) {
 		*to = uint16(value)
 		f.Func(name, fmt.Sprintf("the device's `PORT` %s (default %d)", what, value), func(s string) error {
-			_, err := fmt.Sscanf(s, "%d", to)
-			return err
+			n, err := strconv.ParseUint(s, 10, 16)
+			if err != nil || n == 0 {
+				return errors.New("not a number from 1 to 65535")
+			}
+			*to = uint16(n)
+			return nil
 		})
 	}
 	port(&cfg.EchoPort, "echo-port", 7, "that echoes")
@@ -101,10 +110,11 @@ func command(args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		io.WriteString(stdout, help)
-		f.SetOutput(stdout)
+		var flags strings.Builder
+		f.SetOutput(&flags)
 		f.PrintDefaults()
-		fmt.Fprintf(stdout, "\nExit status: 0 nothing fails; 1 a rule fails, or no agent came; 2 usage\n")
+		fmt.Fprintf(stdout, "%s%s\nExit status: 0 nothing fails; 1 a rule fails, or no agent came; 2 usage\n",
+			help, strings.ReplaceAll(flags.String(), "  -", "  --"))
 		return exitOK
 	case err != nil:
 		return usage(err)

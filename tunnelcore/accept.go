@@ -48,15 +48,18 @@ func (h *Hub) ServeAgent(w http.ResponseWriter, r *http.Request, a Arrival) {
 	switch {
 	case r.URL.Path == EnrollPath:
 		err = h.serveEnroll(w, r, from)
-	case r.URL.Path != wire.ControlPath && r.URL.Path != wire.TransferPath:
+	case r.URL.Path != wire.ControlPath && r.URL.Path != wire.TransferPath && r.URL.Path != ConnectPath:
 		err = wrongPath(r.URL.Path)
 	default:
 		if err = h.checkHandshake(r, a); err != nil {
 			break
 		}
-		if r.URL.Path == wire.ControlPath {
+		switch r.URL.Path {
+		case wire.ControlPath:
 			err = h.acceptControl(w, r, a)
-		} else {
+		case ConnectPath:
+			err = h.serveConnect(w, r, a)
+		default:
 			err = h.acceptTransfer(w, r, a)
 		}
 	}
@@ -114,7 +117,7 @@ func cut(s string) string {
 func wrongPath(path string) error {
 	version, _, _ := strings.Cut(strings.TrimPrefix(path, wire.Root), "/")
 	if version == "v1" {
-		return &answers.Error{Code: wire.BadRequest, Message: "no such path: control, transfer or enroll"}
+		return &answers.Error{Code: wire.BadRequest, Message: "no such path: control, transfer, connect or enroll"}
 	}
 	return &answers.Error{Code: wire.UpgradeRequired, Message: "versions served here: " + wire.Versions}
 }

@@ -67,6 +67,7 @@ type Hub struct {
 	refusals   bucket // of log lines
 
 	lastRefusals refusalLog
+	grants       *grants
 
 	ports    *ports
 	visitors *visitors
@@ -149,6 +150,7 @@ func New(c Config) (*Hub, error) {
 		by:   make(map[string][]*publicPort),
 	}
 	h.routes = newRoutes(h)
+	h.grants = newGrants(h)
 	h.looks.set(lookBurst, lookRate)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.patient = newLife(h.ctx)
@@ -164,6 +166,7 @@ func New(c Config) (*Hub, error) {
 	h.wg.Go(h.beating)
 	h.wg.Go(h.refreshing)
 	h.wg.Go(h.watching)
+	h.wg.Go(h.grants.watching)
 	h.wg.Go(h.ports.follow)
 	h.wg.Go(h.routing)
 	if r, ok := h.reg.(registry.Restorer); ok {

@@ -2,7 +2,9 @@ package tunnelcore
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
@@ -48,9 +50,18 @@ type Settings struct {
 	Authenticators []Authenticator
 	// Enrollment lets devices exchange claim codes for secrets.
 	Enrollment bool
+	// Connect lets technicians who have a grant reach ports of devices at ConnectPath.
+	Connect bool
+	// Audit is told of each visit that was no HTTP request, when it is over; may be
+	// nil. It must not block.
+	Audit func(Visit)
 	// Node is how this node takes part in a cluster.
 	Node   NodeSettings
 	Limits Limits
+	// Visitor tells, by the context of a look-up, the address of who asks; the zero Addr
+	// where it is not known. One address can ask for so many names that nobody has, and
+	// those without one together for so many. It may be nil, and must not block.
+	Visitor func(ctx context.Context) netip.Addr
 	// Logger receives what operators read; nil discards it.
 	Logger *slog.Logger
 	// Events is told of `online`, `offline`, `cloned` and `limited`, with the device, and

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -256,8 +257,11 @@ func setPlaceholders(r *http.Request, t tunnelcore.Target) {
 // clientIP is the address of whoever sent r, behind trusted proxies. It is the
 // zero Addr for what comes through a socket file from a proxy that is not trusted:
 // all of that counts as one address.
-func clientIP(r *http.Request) netip.Addr {
-	if s, ok := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string); ok {
+func clientIP(r *http.Request) netip.Addr { return visitorOf(r.Context()) }
+
+// visitorOf is clientIP by the context of a request.
+func visitorOf(ctx context.Context) netip.Addr {
+	if s, ok := caddyhttp.GetVar(ctx, caddyhttp.ClientIPVarKey).(string); ok {
 		if addr, err := netip.ParseAddr(s); err == nil {
 			return addr.Unmap()
 		}

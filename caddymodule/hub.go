@@ -90,6 +90,7 @@ func (e *edge) log() *slog.Logger {
 func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	settings.TunnelEnded = e.conns.forget
 	settings.Crowded = e.conns.makeRoom
+	settings.Visitor = visitorOf
 	settings.Events = e.pages.listen(e.listenHooks(e.journal.listen(settings.Events)))
 	e.mu.Lock()
 	defer e.mu.Unlock()

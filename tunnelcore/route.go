@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -22,20 +23,22 @@ const (
 	maxAbsent = 1 << 12
 	keptTime  = time.Minute
 	sweepTime = 15 * time.Second
-	// unknownBurst and unknownRate, per second, bound the questions to the registry
-	// about labels and devices of which nothing is known, and that turn out not to
-	// exist.
-	unknownBurst, unknownRate = 1000, 200.0
 	// patience is how long a visitor waits for the registry who can be served by what
 	// was last known.
 	patience = 250 * time.Millisecond
-	// awayTime is how long a registry that did not answer is left in peace.
+	// awayTime is how long a registry that did not answer is left in peace by those who
+	// can do without; maxAway bounds the questions of all others meanwhile: it may be
+	// one server of several that is gone.
 	awayTime = time.Second
+	maxAway  = 64
 )
 
 // errSlow: too many ask for what does not exist, or the registry did not answer a
 // moment ago.
 var errSlow = errors.New("not asked: the registry is given time")
+
+// errWho: it has to be known who asks.
+var errWho = errors.New("asked by nobody")
 
 // key is what a route is looked for by: a label, or a device.
 type key struct {
@@ -65,15 +68,15 @@ func (rt *route) fresh(now time.Time) bool {
 // was known of tunnels goes on being used.
 type routes struct {
 	hub     *Hub
-	unknown bucket // of questions about what turns out not to exist
-	polls   bucket // of questions whether a device is back
+	unknown *strangers // who ask for what turns out not to exist
+	polls   bucket     // of questions whether a device is back
 
 	mu       sync.Mutex // guards what follows
 	byLabel  map[string]*route
 	byDevice map[string]*route
 	absent   map[key]time.Time // what nobody has, and since when that is known
 	asking   map[key]*question
-	away     time.Time // until then the registry is not asked
+	away     time.Time // until then the registry is asked for what nobody can do without
 	waiting  map[string]*room
 	guests   int // in all rooms
 }
@@ -81,13 +84,13 @@ type routes struct {
 func newRoutes(h *Hub) *routes {
 	r := &routes{
 		hub:      h,
+		unknown:  newStrangers(),
 		byLabel:  make(map[string]*route),
 		byDevice: make(map[string]*route),
 		absent:   make(map[key]time.Time),
 		asking:   make(map[key]*question),
 		waiting:  make(map[string]*room),
 	}
-	r.unknown.set(unknownBurst, unknownRate)
 	r.polls.set(pollBurst, pollRate)
 	return r
 }
@@ -95,6 +98,7 @@ func newRoutes(h *Hub) *routes {
 // question is one that the registry is asked just now.
 type question struct {
 	at    time.Time
+	from  *netip.Addr   // who pays for it if nobody has what it is about; nil: nobody
 	done  chan struct{} // closed when what follows is set
 	route *route
 	err   error
@@ -103,7 +107,11 @@ type question struct {
 // find returns the route of a label or a device. The error is registry.ErrUnknown, that
 // of ctx, or another one when the registry cannot tell.
 func (r *routes) find(ctx context.Context, k key) (*route, error) {
-	known, q, err := r.ask(k)
+	known, q, err := r.ask(k, nil)
+	if errors.Is(err, errWho) {
+		from := r.hub.visitor(ctx, k)
+		known, q, err = r.ask(k, &from)
+	}
 	if q == nil {
 		return known, err
 	}
@@ -128,8 +136,9 @@ func (r *routes) find(ctx context.Context, k key) (*route, error) {
 }
 
 // ask returns what is known of k, if that is believed or nothing better can be had, or
-// else the question whose answer is to be waited for, and what is known until then.
-func (r *routes) ask(k key) (known *route, q *question, err error) {
+// else the question whose answer is to be waited for, and what is known until then. from
+// is who pays for what nobody has; when that is needed, and nil, the error is errWho.
+func (r *routes) ask(k key, from *netip.Addr) (known *route, q *question, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
@@ -147,18 +156,40 @@ func (r *routes) ask(k key) (known *route, q *question, err error) {
 	if q = r.asking[k]; q != nil {
 		return known, q, nil
 	}
+	if now.Before(r.away) {
+		led := known != nil && known.remote != nil
+		crowded := len(r.asking) >= maxAway
+		switch {
+		case led && (crowded || !known.at.IsZero()): // else it is known to have changed
+			return known, nil, nil
+		case crowded:
+			return nil, nil, errSlow
+		}
+	}
 	switch {
-	case now.Before(r.away) && known != nil && known.remote != nil:
-		return known, nil, nil
-	case now.Before(r.away), known == nil && !r.unknown.take():
+	case known != nil:
+		from = nil
+	case from == nil:
+		return nil, nil, errWho
+	case !r.unknown.take(*from):
 		return nil, nil, errSlow
-	case !r.hub.beginTransfer():
+	}
+	if !r.hub.beginTransfer() {
 		return nil, nil, stopping
 	}
-	q = &question{at: now, done: make(chan struct{})}
+	q = &question{at: now, from: from, done: make(chan struct{})}
 	r.asking[k] = q
-	go r.answer(k, q, known == nil) // Shutdown waits for it
+	go r.answer(k, q) // Shutdown waits for it
 	return known, q, nil
+}
+
+// visitor is the address of who asks for k by ctx; the zero Addr where nobody knows.
+func (h *Hub) visitor(ctx context.Context, k key) netip.Addr {
+	f := h.settings.Load().Visitor
+	if f == nil || k.device { // strangers do not know names of devices
+		return netip.Addr{}
+	}
+	return f(ctx)
 }
 
 // knownLocked wants mu.
@@ -177,7 +208,7 @@ func (r *routes) leaveAlone() {
 }
 
 // answer asks the registry.
-func (r *routes) answer(k key, q *question, charged bool) {
+func (r *routes) answer(k key, q *question) {
 	defer r.hub.wg.Done()
 	ctx, cancel := context.WithTimeout(r.hub.ctx, registryTimeout)
 	defer cancel()
@@ -188,8 +219,8 @@ func (r *routes) answer(k key, q *question, charged bool) {
 		rec, q.err = r.hub.reg.ByLabel(ctx, k.name)
 	}
 	unknown := errors.Is(q.err, registry.ErrUnknown)
-	if charged && !unknown {
-		r.unknown.giveBack()
+	if q.from != nil && !unknown {
+		r.unknown.giveBack(*q.from)
 	}
 	var over []*remote
 	r.mu.Lock()
@@ -226,6 +257,9 @@ func (r *routes) keepLocked(rt *route, at time.Time) bool {
 	if rt == nil || rt.remote == nil || rt.remote.failing() != (time.Time{}) {
 		return false
 	}
+	if r.byDevice[rt.rec.Device] != rt { // it is another one's by now
+		return false
+	}
 	kept := *rt
 	kept.at = at
 	if kept.lost.IsZero() {
@@ -238,12 +272,19 @@ func (r *routes) keepLocked(rt *route, at time.Time) bool {
 	return true
 }
 
-// learnLocked makes a route of a record as of a moment, and remembers it if keep. It
-// returns the tunnels that are over by that. It wants mu.
-func (r *routes) learnLocked(rec registry.Record, at time.Time, keep bool) (rt *route, over []*remote) {
+// learnLocked makes a route of a record as of a moment, and remembers it; in doubt
+// unless current: something has happened since. It returns the tunnels that are over by
+// that. It wants mu.
+func (r *routes) learnLocked(rec registry.Record, at time.Time, current bool) (rt *route, over []*remote) {
 	rec.Ports = nil
 	rt = &route{rec: rec, at: at}
 	old := r.byDevice[rec.Device]
+	if !current {
+		if old != nil && old.at.After(at) {
+			return old, nil // somebody else has asked later
+		}
+		rt.at, rt.doubt = time.Time{}, time.Now()
+	}
 	n := rec.Online.Node.ID
 	if n == "" && rec.Why == registry.WhyNodeGone && r.outlivesLocked(old, rec) {
 		rt.remote = old.remote
@@ -256,11 +297,11 @@ func (r *routes) learnLocked(rec registry.Record, at time.Time, keep bool) (rt *
 			rt.remote.used.Store(time.Now().Unix())
 		}
 	}
-	if !keep {
-		return rt, nil
-	}
-	if old != nil && old.rec.Label != rec.Label {
+	if old != nil && old.rec.Label != rec.Label && r.byLabel[old.rec.Label] == old {
 		delete(r.byLabel, old.rec.Label)
+	}
+	if other := r.byLabel[rec.Label]; other != nil && other.rec.Device != rec.Device {
+		over = append(over, r.forgetLocked(other)) // it has lost its label
 	}
 	if old == nil && len(r.byDevice) >= maxRoutes {
 		over = append(over, r.forgetLocked(r.anyLocked()))
@@ -350,7 +391,7 @@ func (r *routes) renew(device string) {
 	rt := r.byDevice[device]
 	r.mu.Unlock()
 	if rt != nil && rt.remote != nil {
-		_, _, _ = r.ask(key{device: true, name: device}) // nobody waits for the answer
+		_, _, _ = r.ask(key{device: true, name: device}, nil) // nobody waits for the answer
 	}
 }
 
@@ -363,8 +404,11 @@ func (r *routes) forgetQuestionLocked(device, label string) {
 	}
 }
 
-// staleLocked wants mu.
+// staleLocked has a route that is remembered doubted. It wants mu.
 func (r *routes) staleLocked(rt *route) {
+	if r.byDevice[rt.rec.Device] != rt {
+		return // done, or it is over
+	}
 	doubted := *rt
 	doubted.at, doubted.doubt = time.Time{}, time.Now()
 	r.byDevice[rt.rec.Device], r.byLabel[rt.rec.Label] = &doubted, &doubted

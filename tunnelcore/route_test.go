@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,6 +25,7 @@ type told struct {
 	mu    sync.Mutex
 	by    map[string]registry.Record // by device, which is the label, too
 	err   error
+	lost  string // which label or device it cannot tell of
 	takes time.Duration
 }
 
@@ -38,6 +40,9 @@ func (r *told) ByDevice(ctx context.Context, device string) (registry.Record, er
 	r.mu.Lock()
 	rec, ok := r.by[device]
 	err, takes := r.err, r.takes
+	if device == r.lost {
+		err = errAway
+	}
 	r.mu.Unlock()
 	select {
 	case <-time.After(takes):
@@ -81,6 +86,10 @@ func routed(t *testing.T, test func(t *testing.T, r *routes, reg *told, ended <-
 		s := Defaults()
 		s.Domain = domain
 		s.TunnelEnded = func(tunnel string) { ended <- tunnel }
+		s.Visitor = func(ctx context.Context) netip.Addr {
+			from, _ := ctx.Value(visitorKey{}).(netip.Addr)
+			return from
+		}
 		hub, err := New(Config{Node: "own", Registry: reg, Settings: s})
 		if err != nil {
 			t.Fatal(err)
@@ -94,10 +103,19 @@ func routed(t *testing.T, test func(t *testing.T, r *routes, reg *told, ended <-
 	})
 }
 
+// visitorKey is of the visitor's address in a context.
+type visitorKey struct{}
+
 // finds is the tunnel that a label leads to, or an error.
 func finds(t *testing.T, r *routes, label string) string {
 	t.Helper()
-	rt, err := r.find(t.Context(), key{name: label})
+	return findsFrom(t, r, netip.Addr{}, label)
+}
+
+// findsFrom is finds for a visitor.
+func findsFrom(t *testing.T, r *routes, from netip.Addr, label string) string {
+	t.Helper()
+	rt, err := r.find(context.WithValue(t.Context(), visitorKey{}, from), key{name: label})
 	switch {
 	case errors.Is(err, registry.ErrUnknown):
 		return "unknown"
@@ -259,56 +277,180 @@ func TestRegistryIsGone(t *testing.T) {
 	}
 }
 
-// Labels that do not exist are asked for at a bounded rate, and forgotten; what exists
-// does not count.
+// Labels that do not exist are asked for at a bounded rate, by one address and by all,
+// and forgotten; what exists does not count, and others find it during a flood.
 func TestFloodOfUnknownLabels(t *testing.T) {
 	routed(t, func(t *testing.T, r *routes, reg *told, _ <-chan string) {
-		for i := range 3 * unknownBurst {
-			label := fmt.Sprintf("on-%d", i)
+		attacker, other := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+		add := func(label string) {
 			reg.set(func() { reg.by[label] = recordAt(label, label) })
-			if got := finds(t, r, label); got != label {
+		}
+		for i := range 3 * unknownBurst {
+			label := fmt.Sprint("on-", i)
+			add(label)
+			if got := findsFrom(t, r, attacker, label); got != label {
 				t.Fatalf("%s: %s", label, got)
 			}
 		}
 		reg.reads.Store(0)
 		errors := 0
-		for i := range 10_000 {
-			if finds(t, r, fmt.Sprintf("none-%d", i)) == "error" {
+		const tries = 10 * unknownBurst
+		for i := range tries {
+			if findsFrom(t, r, attacker, fmt.Sprint("none-", i)) == "error" {
 				errors++
 			}
 		}
-		if n := reg.reads.Load(); n != unknownBurst || errors != 10_000-unknownBurst {
+		if n := reg.reads.Load(); n != unknownBurst || errors != tries-unknownBurst {
 			t.Errorf("%d reads, %d refusals; want %d reads", n, errors, unknownBurst)
 		}
-		if got := finds(t, r, "on-5"); got != "on-5" {
+		add("new")
+		if got := findsFrom(t, r, other, "new"); got != "new" {
+			t.Errorf("a device that is looked for by another address, during the flood: %s", got)
+		}
+		if got := findsFrom(t, r, other, "none"); got != "unknown" {
+			t.Errorf("one that does not exist: %s", got)
+		}
+		if got := findsFrom(t, r, attacker, "on-5"); got != "on-5" {
 			t.Errorf("what is known, during the flood: %s", got)
 		}
+		reg.reads.Store(0)
 		time.Sleep(time.Second)
-		for i := range 1000 {
-			finds(t, r, fmt.Sprintf("later-%d", i))
+		for i := range tries {
+			findsFrom(t, r, attacker, fmt.Sprint("later-", i))
 		}
-		if n := reg.reads.Load(); n > unknownBurst+unknownRate+1 {
+		if n := reg.reads.Load(); n > unknownRate+1 {
 			t.Errorf("%d reads a second later", n)
 		}
+		// From everywhere at once.
+		reg.reads.Store(0)
+		for i := range 2 * allUnknownBurst {
+			from := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+			findsFrom(t, r, from, fmt.Sprint("spread-", i))
+		}
+		if n := reg.reads.Load(); n > allUnknownBurst {
+			t.Errorf("%d reads for all", n)
+		}
 		r.mu.Lock()
-		defer r.mu.Unlock()
-		if len(r.absent) > maxAbsent {
-			t.Errorf("%d labels are remembered", len(r.absent))
+		absent := len(r.absent)
+		r.mu.Unlock()
+		if absent > maxAbsent {
+			t.Errorf("%d labels are remembered", absent)
+		}
+		time.Sleep(time.Minute)
+		findsFrom(t, r, other, "last")
+		if n := len(r.unknown.by); n != 1 {
+			t.Errorf("%d addresses are remembered, want one", n)
+		}
+	})
+}
+
+// An address beyond those that are told apart is bound by what holds for all.
+func TestStrangersAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStrangers()
+		for i := range 2 * maxStrangers {
+			if i%allUnknownBurst == 0 {
+				time.Sleep(time.Millisecond) // the first ones are not full again
+				s.all.tokens = allUnknownBurst
+			}
+			if !s.take(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})) {
+				t.Fatalf("address %d was refused", i)
+			}
+		}
+		if len(s.by) != maxStrangers {
+			t.Errorf("%d addresses are remembered", len(s.by))
+		}
+	})
+}
+
+// One server of several that is gone, or one question without an answer, keeps nobody
+// from what the others know.
+func TestRegistryIsGoneForSome(t *testing.T) {
+	routed(t, func(t *testing.T, r *routes, reg *told, _ <-chan string) {
+		reg.set(func() {
+			reg.by["on"], reg.by["moved"], reg.lost = recordAt("on", "t1"), recordAt("moved", "t3"), "lost"
+		})
+		finds(t, r, "moved")
+		for range 3 {
+			if got := finds(t, r, "lost"); got != "error" {
+				t.Fatalf("lost: %s", got)
+			}
+			reg.set(func() { reg.by["moved"] = recordAt("moved", "t4") })
+			if got := finds(t, r, "on"); got != "t1" {
+				t.Errorf("another one, right after: %s", got)
+			}
+			finds(t, r, "lost")
+			reg.hints <- registry.Hint{Device: "moved", Label: "moved"}
+			synctest.Wait()
+			if got := finds(t, r, "moved"); got != "t4" {
+				t.Errorf("one that is known to have moved: %s", got)
+			}
+			time.Sleep(routeTime)
+		}
+	})
+}
+
+// A label that another device has got leads there, whatever is said of the first.
+func TestLabelOfAnotherDevice(t *testing.T) {
+	routed(t, func(t *testing.T, r *routes, reg *told, ended <-chan string) {
+		reg.set(func() { reg.by["name"] = recordAt("name", "t1") })
+		finds(t, r, "name")
+		next := recordAt("heir", "t2")
+		next.Label = "name"
+		reg.set(func() { reg.by["name"] = next })
+		time.Sleep(routeTime)
+		if got := finds(t, r, "name"); got != "t2" {
+			t.Fatalf("the heir: %s", got)
+		}
+		if got := <-ended; got != "t1" {
+			t.Errorf("%s has ended", got)
+		}
+		reg.set(func() { reg.err = errAway })
+		r.stale("name", "") // the first device
+		if got := finds(t, r, "name"); got != "t2" {
+			t.Errorf("after a word about the first: %s", got)
+		}
+	})
+}
+
+// Who was told of a tunnel that has ended during the question is told of its end, too.
+func TestEndOfADoubtfulTunnel(t *testing.T) {
+	routed(t, func(t *testing.T, r *routes, reg *told, ended <-chan string) {
+		reg.set(func() { reg.by["on"], reg.takes = recordAt("on", "t1"), 100*time.Millisecond })
+		first := make(chan string)
+		go func() { first <- finds(t, r, "on") }()
+		synctest.Wait()
+		reg.hints <- registry.Hint{Device: "on", Label: "on"}
+		if got := <-first; got != "t1" {
+			t.Fatal(got)
+		}
+		reg.set(func() { reg.by["on"] = recordAt("on", "t2") })
+		if got := finds(t, r, "on"); got != "t2" {
+			t.Errorf("afterwards: %s", got)
+		}
+		select {
+		case got := <-ended:
+			if got != "t1" {
+				t.Errorf("%s has ended", got)
+			}
+		default:
+			t.Error("nobody was told of the end of t1")
 		}
 	})
 }
 
 func TestRoutesAreBounded(t *testing.T) {
-	routed(t, func(t *testing.T, r *routes, reg *told, ended <-chan string) {
+	routed(t, func(t *testing.T, r *routes, _ *told, ended <-chan string) {
 		const more = 100
-		for i := range maxRoutes + more {
-			label := fmt.Sprint("on-", i)
-			reg.set(func() { reg.by[label] = recordAt(label, label) })
-			finds(t, r, label)
-		}
 		r.mu.Lock()
+		var over []*remote
+		for i := range maxRoutes + more {
+			_, one := r.learnLocked(recordAt(fmt.Sprint("on-", i), fmt.Sprint("on-", i)), time.Now(), true)
+			over = append(over, one...)
+		}
 		devices, labels := len(r.byDevice), len(r.byLabel)
 		r.mu.Unlock()
+		r.end(over...)
 		if devices != maxRoutes || labels != maxRoutes {
 			t.Errorf("%d devices, %d labels", devices, labels)
 		}

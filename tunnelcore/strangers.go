@@ -1,0 +1,95 @@
+package tunnelcore
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// Questions to the registry about labels of which nothing is known, and that turn
+	// out not to exist: so many at once, and so many per second, of one visitor address.
+	unknownBurst, unknownRate = 200, 100.0
+	// allUnknownBurst and allUnknownRate, per second, bound those of all addresses, and
+	// those about devices: a registry stands ten times as many.
+	allUnknownBurst, allUnknownRate = 10_000, 10_000.0
+	// maxStrangers bounds the addresses that are told apart. Past it, those that are not
+	// known yet are bound by what holds for all.
+	maxStrangers = 1 << 14
+)
+
+// strangers bound what visitors ask for that does not exist: each address has a bucket
+// of its own, so that nobody can use up the look-ups of others. Methods may be called
+// concurrently.
+type strangers struct {
+	all bucket
+
+	mu    sync.Mutex // guards what follows
+	by    map[netip.Addr]*stranger
+	swept time.Time
+}
+
+// stranger is one address's bucket. It is forgotten once it is full.
+type stranger struct {
+	tokens float64
+	at     time.Time
+}
+
+func newStrangers() *strangers {
+	s := &strangers{by: make(map[netip.Addr]*stranger)}
+	s.all.set(allUnknownBurst, allUnknownRate)
+	return s
+}
+
+// take takes a question of an address, which need not be known; false: come again
+// later.
+func (s *strangers) take(from netip.Addr) bool {
+	from = addressKey(from)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.sweepLocked(now)
+	one := s.by[from]
+	switch {
+	case one != nil:
+		one.fill(now)
+	case len(s.by) < maxStrangers:
+		one = &stranger{unknownBurst, now}
+		s.by[from] = one
+	default:
+		return s.all.take()
+	}
+	if one.tokens < 1 || !s.all.take() {
+		return false
+	}
+	one.tokens--
+	return true
+}
+
+// giveBack undoes a take.
+func (s *strangers) giveBack(from netip.Addr) {
+	s.all.giveBack()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if one := s.by[addressKey(from)]; one != nil {
+		one.tokens = min(unknownBurst, one.tokens+1)
+	}
+}
+
+func (s *stranger) fill(now time.Time) {
+	s.tokens = min(unknownBurst, s.tokens+unknownRate*now.Sub(s.at).Seconds())
+	s.at = now
+}
+
+// sweepLocked forgets, now and then, the addresses whose buckets are full. It wants mu.
+func (s *strangers) sweepLocked(now time.Time) {
+	if now.Sub(s.swept) < time.Second {
+		return
+	}
+	s.swept = now
+	for from, one := range s.by {
+		if one.fill(now); one.tokens >= unknownBurst {
+			delete(s.by, from)
+		}
+	}
+}

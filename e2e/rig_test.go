@@ -41,6 +41,12 @@ type rig struct {
 // of the test's own, ADMIN the address of the admin endpoint.
 func startRig(t *testing.T, caddyfile string, env ...string) *rig {
 	t.Helper()
+	return startRigOf(t, harness.Binary(t, "caddy"), caddyfile, env...)
+}
+
+// startRigOf is startRig with another Caddy.
+func startRigOf(t *testing.T, caddy, caddyfile string, env ...string) *rig {
+	t.Helper()
 	r := &rig{dir: t.TempDir(), port: harness.FreePort(t, 1), inner: harness.FreePort(t, 1), admin: fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t, 1))}
 	r.file = filepath.Join(r.dir, "Caddyfile")
 	r.env = append(env, "HOME="+r.dir, "XDG_DATA_HOME="+r.dir, "XDG_CONFIG_HOME="+r.dir)
@@ -48,7 +54,7 @@ func startRig(t *testing.T, caddyfile string, env ...string) *rig {
 	r.write(t, caddyfile)
 	r.Proc = harness.Run(t, harness.Command{
 		Name: "caddy", Dir: r.dir, Env: r.env,
-		Args: []string{harness.Binary(t, "caddy"), "run", "--config", r.file, "--adapter", "caddyfile"},
+		Args: []string{caddy, "run", "--config", r.file, "--adapter", "caddyfile"},
 	})
 	harness.Eventually(t, harness.Patience, "Caddy serves", func() error {
 		res, err := http.Get("http://" + r.admin + "/iottunnel/devices")

@@ -90,4 +90,8 @@ var Rules = []Rule{
 	{"14.3", "The secret", "as 14.1"},
 	{"14.4", "Other answers", "as 14.1"},
 	{"14.5", "What a code is for", "binds the edge"},
+	{"15.1", "Grants", "`connect` is for technicians, and agents need not know it"},
+	{"15.2", "Asking for a port", "as 15.1"},
+	{"15.3", "The answers", "as 15.1"},
+	{"15.4", "The stream", "as 15.1"},
 }

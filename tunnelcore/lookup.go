@@ -38,15 +38,33 @@ func (h *Hub) Lookup(ctx context.Context, host string) (Target, error) {
 	if !ok {
 		return Target{}, ErrOtherHost
 	}
-	if t, ok := h.labels.Load(name.Label); ok {
-		return t.(*tunnel).target(name.Port)
+	return h.lookup(ctx, name, webPort)
+}
+
+// LookupTCP is Lookup for LABEL--PORT.domain where PORT is one of kind tcp: a name that
+// no web page has, by which TLS clients reach other services.
+func (h *Hub) LookupTCP(ctx context.Context, host string) (Target, error) {
+	name, ok := names.ParseHost(host, h.settings.Load().Domain)
+	if !ok || name.Port == 0 {
+		return Target{}, ErrOtherHost
 	}
-	return h.lookupRoute(ctx, name)
+	return h.lookup(ctx, name, tcpPort)
+}
+
+// picker finds the port of a device that a hostname with the given port (0: the bare
+// hostname) names.
+type picker func(ports []wire.Port, number uint16) (found wire.Port, ok bool)
+
+func (h *Hub) lookup(ctx context.Context, name names.Host, pick picker) (Target, error) {
+	if t, ok := h.labels.Load(name.Label); ok {
+		return t.(*tunnel).target(name.Port, pick)
+	}
+	return h.lookupRoute(ctx, name, pick)
 }
 
 // lookupRoute is Lookup for a device that is not connected to this node, but perhaps to
 // another one.
-func (h *Hub) lookupRoute(ctx context.Context, name names.Host) (Target, error) {
+func (h *Hub) lookupRoute(ctx context.Context, name names.Host, pick picker) (Target, error) {
 	var tried *remote
 	for {
 		began := time.Now()
@@ -63,7 +81,7 @@ func (h *Hub) lookupRoute(ctx context.Context, name names.Host) (Target, error) 
 		switch {
 		case err == nil:
 			found.Node, found.Tunnel, found.Online = m.node.ID, m.holder.Tunnel, true
-			return found.on(ports, name.Port)
+			return found.on(ports, name.Port, pick)
 		case !unreached(err):
 			return found, answers.From(err)
 		case tried != nil:
@@ -97,17 +115,15 @@ func (h *Hub) Await(ctx context.Context, host string) (Target, error) {
 	return target, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second, LastSeen: target.seen}
 }
 
-// target is the port of t's device that a hostname with the given port (0: the
-// bare hostname) names.
-func (t *tunnel) target(port uint16) (Target, error) {
+// target is the port of t's device that pick finds.
+func (t *tunnel) target(port uint16, pick picker) (Target, error) {
 	found := Target{Device: t.holder.Device, Label: t.label, Node: t.hub.node.ID, Tunnel: t.holder.Tunnel, Online: true}
-	return found.on(t.hello.Ports, port)
+	return found.on(t.hello.Ports, port, pick)
 }
 
-// on is t with that of the device's ports that a hostname with the given port (0: the
-// bare hostname) names.
-func (t Target) on(ports []wire.Port, number uint16) (Target, error) {
-	p, ok := webPort(ports, number)
+// on is t with that of the device's ports that pick finds.
+func (t Target) on(ports []wire.Port, number uint16, pick picker) (Target, error) {
+	p, ok := pick(ports, number)
 	if !ok {
 		return t, &answers.Error{Code: wire.UnknownDevice, Message: "the device offers no web page on this port"}
 	}
@@ -133,6 +149,16 @@ func webPort(ports []wire.Port, number uint16) (found wire.Port, ok bool) {
 		}
 	}
 	return found, ok
+}
+
+// tcpPort picks a port of kind tcp.
+func tcpPort(ports []wire.Port, number uint16) (found wire.Port, ok bool) {
+	for _, p := range ports {
+		if p.Number == number && p.Kind == wire.TCP {
+			return p, true
+		}
+	}
+	return wire.Port{}, false
 }
 
 // url is where visitors reach a port of the device with that label; empty for a

@@ -260,22 +260,41 @@ func (p *ports) acceptVisitors(pp *publicPort, l net.Listener) {
 func (p *ports) serve(pp *publicPort, c net.Conn) {
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	log := p.hub.log().With("device", pp.Device, "port", pp.Public, "remote", from)
 	leave, err := p.enter(pp.Device, from.Addr())
-	if err != nil {
+	p.hub.relay(c, pp.Device, pp.Port, from, leave, err)
+}
+
+// ServeTCP relays a visitor's connection, of TCP or what is on top of it, to a port of
+// a device, until both have ended. It returns at once: the hub closes c, and waits for
+// it when it ends.
+func (h *Hub) ServeTCP(c net.Conn, device string, port uint16, from netip.AddrPort) {
+	if !h.begin() {
+		c.Close()
+		return
+	}
+	go func() { // Shutdown waits for it
+		defer h.wg.Done()
+		leave, err := h.enterTCP(device, from.Addr())
+		h.relay(c, device, port, from, leave, err)
+	}()
+}
+
+// relay serves a visitor who was let in, or was not because of refused.
+func (h *Hub) relay(c net.Conn, device string, port uint16, from netip.AddrPort, leave func(), refused error) {
+	log := h.log().With("device", device, "port", port, "remote", from)
+	if refused != nil {
 		stream.Abort(c)
-		log.Debug("visitor refused", "reason", err)
+		log.Debug("visitor refused", "reason", refused)
 		return
 	}
 	defer leave()
-	ctx := p.hub.ctx
-	conn, err := p.hub.Dial(ctx, pp.Device, pp.Port, from)
+	conn, err := h.Dial(h.ctx, device, port, from)
 	if err != nil {
 		stream.Abort(c)
 		log.Debug("visitor not served", "error", err)
 		return
 	}
-	in, out, err := stream.Relay(ctx, c, conn)
+	in, out, err := stream.Relay(h.ctx, c, conn)
 	log.Debug("visitor gone", "bytes_in", in, "bytes_out", out, "error", err)
 }
 
@@ -289,9 +308,14 @@ func (p *ports) enter(device string, addr netip.Addr) (leave func(), err error) 
 	if len(s.TCP.Allow) > 0 && !slices.ContainsFunc(s.TCP.Allow, func(a netip.Prefix) bool { return a.Contains(addr) }) {
 		return nil, errors.New("address is not allowed")
 	}
-	if err := p.hub.permit(device); err != nil {
+	return p.hub.enterTCP(device, addr)
+}
+
+// enterTCP is Enter without waiting: a TCP client would take that for a device that is
+// slow.
+func (h *Hub) enterTCP(device string, addr netip.Addr) (leave func(), err error) {
+	if err := h.permit(device); err != nil {
 		return nil, err
 	}
-	// Without waiting: a TCP client would take that for a device that is slow.
-	return p.hub.visitors.enter(p.hub.ctx, source{device, addressKey(addr)}, s.Limits.StreamsPerAddress, 0)
+	return h.visitors.enter(h.ctx, source{device, addressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, 0)
 }

@@ -25,7 +25,7 @@ func lite(t *testing.T, compiler string, flags ...string) string {
 	binary := filepath.Join(t.TempDir(), "iottunnel-agent-lite")
 	args := append([]string{compiler, "-std=c99", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-o", binary,
 		"lite/main.c", "iott.c", "iott_posix.c", "iott_bridge.c"}, flags...)
-	status, out, errs := harness.RunToEnd(t, 2*time.Minute, harness.Command{Name: compiler, Args: args, Dir: "../agent/c"})
+	status, out, errs := harness.RunToEnd(t, 10*time.Minute, harness.Command{Name: compiler, Args: args, Dir: "../agent/c"})
 	if status != 0 {
 		t.Fatalf("%q: %d\n%s%s", args, status, out, errs)
 	}
@@ -282,7 +282,7 @@ func example(t *testing.T, name string, flags ...string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), name)
 	args := append([]string{"cc", "-g", "-O1", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-o", binary, "examples/" + name + ".c", "iott.c"}, flags...)
-	if status, out, errs := harness.RunToEnd(t, 2*time.Minute, harness.Command{Name: "cc", Args: args, Dir: "../agent/c"}); status != 0 {
+	if status, out, errs := harness.RunToEnd(t, 10*time.Minute, harness.Command{Name: "cc", Args: args, Dir: "../agent/c"}); status != 0 {
 		t.Fatalf("%q: %d\n%s%s", args, status, out, errs)
 	}
 	return binary

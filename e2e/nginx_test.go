@@ -633,7 +633,8 @@ func TestNginxRedisAway(t *testing.T) {
 				tries++
 			}
 		}
-		if said != 1 {
+		// A worker that was not asked in between does not know that Redis was back.
+		if said > 1 || said == 0 && away.how == "stopped" {
 			t.Errorf("%s: said %d times", away.how, said)
 		}
 		if tries > 40 {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -361,4 +362,16 @@ func (h *Host) BlockPeer(tb testing.TB, addrs ...string) (lift func()) {
 	chain out { type filter hook output priority -200; ip daddr { %s } drop; }
 }`, table, set, set))
 	return func() { h.Nft(tb, "delete table ip "+table) }
+}
+
+// Names has what runs on the host, from its next start on, find these names at these
+// addresses, each a line of /etc/hosts: several lines of one name are as many addresses.
+func (h *Host) Names(tb testing.TB, lines []string) {
+	tb.Helper()
+	dir := filepath.Join("/etc/netns", h.ns) // where `ip netns exec` looks
+	text := "127.0.0.1 localhost\n" + strings.Join(lines, "\n") + "\n"
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "hosts"), []byte(text), 0o644)); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
 }

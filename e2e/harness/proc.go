@@ -247,7 +247,7 @@ func (p *Proc) dump(outMark, errMark, n int) string {
 // Patience is how long the waits of this package last at least, whatever limit they
 // are given: a limit ends what hangs. On a busy machine a process may not run for
 // seconds; how long something takes is measured, and compared, by itself.
-const Patience = 30 * time.Second
+const Patience = time.Minute
 
 // Eventually calls f until it returns nil, and fails the test with its last error
 // when that takes longer than within, or Patience, if that is more. It is for states

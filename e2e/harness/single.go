@@ -81,7 +81,7 @@ func (f *fleet) next(tb testing.TB) Device {
 }
 
 const (
-	startTime = 30 * time.Second // of Caddy, on a busy machine
+	startTime = 2 * time.Minute // of Caddy, on a busy machine
 	stopTime  = Patience         // its grace period is shorter
 	devices   = 200
 )

@@ -82,7 +82,7 @@ func (f *fleet) next(tb testing.TB) Device {
 
 const (
 	startTime = 2 * time.Minute // of Caddy, on a busy machine
-	stopTime  = Patience         // its grace period is shorter
+	stopTime  = Patience        // its grace period is shorter
 	devices   = 200
 )
 

@@ -31,61 +31,66 @@ var ErrHalfIdle = errors.New("half-closed and silent for too long")
 // directions have ended; else the reason: the first failure, ErrHalfIdle, or the
 // cause of ctx.
 func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	// What was left of a handshake. Fails only on a connection whose own calls
 	// will fail, or that has no deadlines: then there is no HalfIdle either.
 	_, _ = a.SetDeadline(time.Time{}), b.SetDeadline(time.Time{})
-	r := &relay{cancel: cancel}
-	aborted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(aborted)
-		cause := context.Cause(ctx)
-		abortFor(a, cause)
-		abortFor(b, cause)
-	})
-	var clean bool // both directions have ended, and nothing was aborted
-	r.ended = func() {
-		if clean = stop(); clean {
-			a.Close()
-			b.Close()
-		}
-	}
+	r := &relay{a: a, b: b}
+	stop := context.AfterFunc(ctx, func() { r.abort(context.Cause(ctx)) })
+	defer stop()
 	// The caller has a stack: one goroutine more is enough.
 	var other sync.WaitGroup
-	other.Go(func() { r.direction(a, b, &ba) })
-	r.direction(b, a, &ab)
+	other.Go(func() { r.direction(a, b, &r.ba) })
+	r.direction(b, a, &r.ab)
 	other.Wait()
-	if clean {
-		return ab, ba, nil
-	}
-	<-aborted
-	return ab, ba, context.Cause(ctx)
+	r.over.Do(func() {}) // waits, if ctx aborts it just now
+	return r.ab, r.ba, r.cause
 }
 
+// relay is what both directions of one know. It keeps no context of its own, which
+// is more than all else that an idle one needs on the heap.
 type relay struct {
-	cancel context.CancelCauseFunc
+	a, b   net.Conn
+	ab, ba int64       // bytes
 	ending atomic.Bool // one direction is about to end
 	half   atomic.Bool // it has
-	ended  func()      // both have: called once
+
+	over  sync.Once // end or abort, whichever comes first
+	cause error     // of abort; for who has passed over
+}
+
+// end lets go of both, as both directions have ended.
+func (r *relay) end() {
+	r.over.Do(func() {
+		r.a.Close()
+		r.b.Close()
+	})
+}
+
+// abort makes the calls of both directions fail.
+func (r *relay) abort(cause error) {
+	r.over.Do(func() {
+		r.cause = cause
+		abortFor(r.a, cause)
+		abortFor(r.b, cause)
+	})
 }
 
 // direction copies src to dst until src ends, and passes the end on. It calls
-// ended if the other one has ended; else it stays to watch a stream that may still
+// end if the other one has ended; else it stays to watch a stream that may still
 // be aborted.
 func (r *relay) direction(dst, src net.Conn, n *int64) {
 	if err := r.copy(dst, src, n); err != nil {
-		r.cancel(err)
+		r.abort(err)
 		return
 	}
 	if r.half.Swap(true) {
-		r.ended()
+		r.end()
 		return
 	}
 	_ = dst.SetReadDeadline(time.Now().Add(HalfIdle)) // as in Relay
 	if s, ok := src.(*Stream); ok {
 		if err := s.awaitClose(); err != nil {
-			r.cancel(err)
+			r.abort(err)
 		}
 	}
 }

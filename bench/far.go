@@ -135,7 +135,7 @@ func (b *bench) farBulk(ctx context.Context, s *report.Section) error {
 	} {
 		err := b.over(ctx, setup.Ways, byPort, func(w *ways.Way, t load.Target) error {
 			window := b.windowOf(w)
-			window.Warm = 20 * roundTrip // until TCP's window is as large as it gets
+			window.Warm = 15 * roundTrip // until TCP's window is as large as it gets
 			if b.short {
 				window.Warm = 0
 			}

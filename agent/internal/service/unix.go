@@ -8,9 +8,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -63,15 +64,66 @@ func running() string {
 const commandTime = 2 * time.Minute
 
 // command runs a program of the system. Its output is in the error if it fails.
+//
+// Package os/exec does more than is needed here, and would make the agent 80 kB larger.
 func command(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	path, err := lookUp(args[0])
+	if err != nil {
+		return "", err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{^uintptr(0), w.Fd(), w.Fd()}})
+	w.Close()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", args[0], err)
+	}
+	limit := time.AfterFunc(commandTime, func() {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended by itself
+		_ = r.SetReadDeadline(time.Now())      // its children may hold the other end
+	})
+	out, _ := io.ReadAll(io.LimitReader(r, maxOutput)) // what there is
+	r.Close() // whoever goes on writing ends
+	var state syscall.WaitStatus
+	for {
+		if _, err = syscall.Wait4(pid, &state, 0, nil); err != syscall.EINTR {
+			break
+		}
+	}
+	limit.Stop()
 	text := strings.TrimSpace(string(out))
+	switch {
+	case err != nil:
+	case state.Signaled():
+		err = errors.New(state.Signal().String())
+	case state.ExitStatus() != 0:
+		err = fmt.Errorf("exit status %d", state.ExitStatus())
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w: %s", strings.Join(args, " "), err, text)
 	}
 	return text, err
+}
+
+// maxOutput bounds what is read of a program's output, in bytes: after it the program's
+// writes fail.
+const maxOutput = 1 << 20
+
+// lookUp finds a program, in PATH unless name has a slash.
+func lookUp(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s: not found in PATH", name)
 }
 
 func (m *scripted) Name() string { return m.name }

@@ -45,6 +45,9 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (status int,
 		return 0, err
 	}
 	defer watched() // after the tunnel's end
+	notified := make(chan struct{})
+	go func() { defer close(notified); notify(ctx, func() { a.Status() }) }()
+	defer func() { stop(); <-notified }()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() { // ends with the process

@@ -90,7 +90,9 @@ After=network-online.target
 StartLimitIntervalSec=0
 
 [Service]
-Type=exec
+Type=notify
+NotifyAccess=main
+WatchdogSec=60
 ExecStart=` + strings.Join(words, " \\\n    ") + `
 ` + credentials.String() + `Restart=always
 RestartSec=10

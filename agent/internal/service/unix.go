@@ -86,7 +86,7 @@ func command(args ...string) (string, error) {
 		_ = r.SetReadDeadline(time.Now())      // its children may hold the other end
 	})
 	out, _ := io.ReadAll(io.LimitReader(r, maxOutput)) // what there is
-	r.Close() // whoever goes on writing ends
+	r.Close()                                          // whoever goes on writing ends
 	var state syscall.WaitStatus
 	for {
 		if _, err = syscall.Wait4(pid, &state, 0, nil); err != syscall.EINTR {

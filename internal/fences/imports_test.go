@@ -143,7 +143,7 @@ var arrows = map[string][]string{
 	"agent/internal/check":        {"agent", "tunnelcore/wire"},
 	"agent/internal/service":      {},
 	"agent/internal/suffix":       {},
-	"agent/cmd/iottunnel-agent":   {"agent", "agent/internal/", "tunnelcore/names", "tunnelcore/wire"},
+	"agent/cmd/iottunnel-agent":   {"agent", "agent/internal/", "tunnelcore/names", "tunnelcore/stream", "tunnelcore/wire"},
 	"agent/c/test":                {}, // drives the C client through a pipe
 	"caddymodule/":                {"caddymodule/", "tunnelcore/"},
 	"conformance":                 {"tunnelcore/wire"}, // the edge once more, and no part of it

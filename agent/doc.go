@@ -8,4 +8,7 @@
 // A target is an address, a function, or, with Listen, a net.Listener in this
 // very program, so that an http.Handler is served to the world without a port
 // being open on the device.
+//
+// Besides, Enroll gets a device its secret for a claim code, and Connect reaches a
+// port of another device, as a technician does.
 package agent

@@ -2,12 +2,14 @@ package agent_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
 	"net/http"
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
 )
@@ -59,6 +61,57 @@ func ExampleListen() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	a.Run(ctx)
+}
+
+// A device without a secret gets its own for a claim code, which serves once.
+func ExampleEnroll() {
+	config := agent.Config{Servers: []string{"wss://edge.example.com"}, Device: "cam-17"}
+	token, err := agent.Enroll(context.Background(), config, "7KQ2M-X04TB-9ZC6H-WD3NA")
+	var refused *agent.RefusedError
+	switch {
+	case errors.As(err, &refused) && refused.Code == "unauthorized":
+		log.Fatal("the code was used, or has expired: ask for another one")
+	case err != nil:
+		log.Fatal("try again later: ", err)
+	}
+	if err := os.WriteFile("token", []byte(token), 0o600); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// A technician's program reaches ssh of a device, with a grant of the edge's operator.
+func ExampleConnect() {
+	c, err := agent.Connect(context.Background(), agent.Config{
+		Servers: []string{"wss://edge.example.com"},
+		Device:  "cam-17",
+		Token:   os.Getenv("GRANT"),
+	}, 22)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	greeting := make([]byte, 100)
+	n, err := c.Read(greeting)
+	fmt.Println(string(greeting[:n]), err)
+}
+
+// What an agent is about can be asked at any time, and is told when it changes.
+func ExampleAgent_Status() {
+	_, forward := agent.Listen(80, agent.HTTP)
+	a, err := agent.New(agent.Config{
+		Servers:   []string{"wss://edge.example.com"},
+		Device:    "cam-17",
+		Forwards:  []agent.Forward{forward},
+		Heartbeat: agent.AutoHeartbeat, // each byte costs money
+		OnUp:      func(up agent.Up) { fmt.Println("reached at", up.Hostname) },
+		OnDown:    func(err error, next time.Duration) { fmt.Println("away:", err, "next attempt in", next) },
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	s := a.Status()
+	fmt.Println(s.State, s.Tunnels, s.Traffic.DayReceived+s.Traffic.DaySent)
+	// Output: stopped 0 0
 }
 
 // What a Forward leads to can be tried without an edge.

@@ -34,7 +34,7 @@ func TestConformance(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			// A machine that also does other things is no reason to fail.
-			args := []string{harness.Binary(t, "iottunnel-conformance"), "--max-backoff", "1s", "--patience", "15s", "--profile", c.profile}
+			args := []string{harness.Binary(t, "iottunnel-conformance"), "--max-backoff", "1s", "--patience", "30s", "--jobs", "8", "--profile", c.profile}
 			command := slices.Concat(c.agent, []string{"--profile", c.profile})
 			if c.secure {
 				args, command = append(args, "--tls"), append(command, "--ca", "{ca}")

@@ -13,7 +13,7 @@ func TestComponent(t *testing.T) {
 	if _, err := exec.LookPath("cmake"); err != nil {
 		t.Skipf("%v: install cmake", err)
 	}
-	component, err := filepath.Abs("../esp-idf")
+	component, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -261,7 +261,7 @@ func (p *ports) serve(pp *publicPort, c net.Conn) {
 	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 	leave, err := p.enter(pp.Device, from.Addr())
-	p.hub.relay(c, pp.Device, pp.Port, from, leave, err)
+	p.hub.relay(c, Visit{Kind: VisitTCP, Device: pp.Device, Port: pp.Port, From: from}, leave, err)
 }
 
 // ServeTCP relays a visitor's connection, of TCP or what is on top of it, to a port of
@@ -275,27 +275,31 @@ func (h *Hub) ServeTCP(c net.Conn, device string, port uint16, from netip.AddrPo
 	go func() { // Shutdown waits for it
 		defer h.wg.Done()
 		leave, err := h.enterTCP(device, from.Addr())
-		h.relay(c, device, port, from, leave, err)
+		h.relay(c, Visit{Kind: VisitSNI, Device: device, Port: port, From: from}, leave, err)
 	}()
 }
 
 // relay serves a visitor who was let in, or was not because of refused.
-func (h *Hub) relay(c net.Conn, device string, port uint16, from netip.AddrPort, leave func(), refused error) {
-	log := h.log().With("device", device, "port", port, "remote", from)
+func (h *Hub) relay(c net.Conn, v Visit, leave func(), refused error) {
+	log := h.log().With("device", v.Device, "port", v.Port, "remote", v.From)
 	if refused != nil {
 		stream.Abort(c)
 		log.Debug("visitor refused", "reason", refused)
 		return
 	}
 	defer leave()
-	conn, err := h.Dial(h.ctx, device, port, from)
+	v.Began = time.Now()
+	conn, err := h.Dial(h.ctx, v.Device, v.Port, v.From)
 	if err != nil {
 		stream.Abort(c)
 		log.Debug("visitor not served", "error", err)
+		v.Err = err
+		h.audit(v)
 		return
 	}
-	in, out, err := stream.Relay(h.ctx, c, conn)
-	log.Debug("visitor gone", "bytes_in", in, "bytes_out", out, "error", err)
+	v.In, v.Out, v.Err = stream.Relay(h.ctx, c, conn)
+	log.Debug("visitor gone", "bytes_in", v.In, "bytes_out", v.Out, "error", v.Err)
+	h.audit(v)
 }
 
 // enter counts a visitor until leave is called; an error says why it may not come

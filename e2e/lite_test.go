@@ -22,7 +22,12 @@ import (
 // lite builds the agent in C, with the sanitizers where it runs on this processor.
 func lite(t *testing.T, compiler string, flags ...string) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "iottunnel-agent-lite")
+	return liteIn(t, t.TempDir(), compiler, flags...)
+}
+
+func liteIn(t *testing.T, dir, compiler string, flags ...string) string {
+	t.Helper()
+	binary := filepath.Join(dir, "iottunnel-agent-lite")
 	args := append([]string{compiler, "-std=c99", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-o", binary,
 		"lite/main.c", "iott.c", "iott_posix.c", "iott_bridge.c"}, flags...)
 	status, out, errs := harness.RunToEnd(t, 10*time.Minute, harness.Command{Name: compiler, Args: args, Dir: "../agent/c"})
@@ -32,11 +37,22 @@ func lite(t *testing.T, compiler string, flags ...string) string {
 	return binary
 }
 
+// oneSanitized is what sanitized has built, for all cases of a run.
+var oneSanitized struct {
+	mu   sync.Mutex
+	path string // guarded by mu
+}
+
 // sanitized builds it for this processor, with TLS.
 func sanitized(t *testing.T) string {
 	t.Helper()
-	return lite(t, "cc", "iott_mbedtls.c", "-lmbedtls", "-lmbedx509", "-lmbedcrypto",
-		"-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+	oneSanitized.mu.Lock()
+	defer oneSanitized.mu.Unlock()
+	if oneSanitized.path == "" {
+		oneSanitized.path = liteIn(t, harness.SharedDir(t), "cc", "iott_mbedtls.c", "-lmbedtls", "-lmbedx509", "-lmbedcrypto",
+			"-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+	}
+	return oneSanitized.path
 }
 
 // TestLite serves pages, sockets and bulk through the agent in C, in both of its

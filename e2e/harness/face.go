@@ -185,6 +185,19 @@ func Shared(tb testing.TB, k Kind) Face {
 	return f
 }
 
+// SharedDir makes a folder that is there until CloseShared.
+func SharedDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	shared.dirs = append(shared.dirs, dir)
+	return dir
+}
+
 // CloseShared ends what Shared started, once all tests have run.
 func CloseShared() (faults []string) {
 	shared.mu.Lock()

@@ -367,24 +367,15 @@ func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error)
 //	}
 func (p *Dashboard) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
-	if d.NextArg() {
-		return d.Errf("iottunnel_dashboard: takes no value, given %q", d.Val())
+	if err := noValue(d, "iottunnel_dashboard"); err != nil {
+		return err
 	}
-	for d.NextBlock(0) {
-		setting := d.Val()
-		switch setting {
-		case "manage":
-			p.Manage = true
-		case "read_only":
-			p.ReadOnly = true
-		default:
-			return d.Errf("iottunnel_dashboard: %q is not a setting: manage or read_only", setting)
-		}
-		if d.NextArg() {
-			return d.Errf("iottunnel_dashboard: %s takes no value, given %q", setting, d.Val())
-		}
-	}
-	return nil
+	return parseBlock(d, "iottunnel_dashboard", p, dashboardSettings)
+}
+
+var dashboardSettings = []setting[*Dashboard]{
+	flagSetting("iottunnel_dashboard: manage", func(p *Dashboard) *bool { return &p.Manage }),
+	flagSetting("iottunnel_dashboard: read_only", func(p *Dashboard) *bool { return &p.ReadOnly }),
 }
 
 // Interface guards

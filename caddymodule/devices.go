@@ -23,10 +23,12 @@ const (
 // alone knows that it is connected to is there in lists of that node, and wherever
 // one device is asked for, if that node answers.
 type deviceView struct {
-	Device     string     `json:"device"`
-	Label      string     `json:"label,omitempty"`
-	Hostname   string     `json:"hostname,omitempty"`
-	State      string     `json:"state"`
+	Device   string `json:"device"`
+	Label    string `json:"label,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
+	State    string `json:"state"`
+	// Summary is a sentence on how it is, and why.
+	Summary    string     `json:"summary"`
 	Node       string     `json:"node,omitempty"`
 	Generation int64      `json:"generation,omitempty"`
 	Since      *time.Time `json:"since,omitempty"`
@@ -117,8 +119,9 @@ type nodeView struct {
 type infoOf func(registry.Record) (tunnelcore.TunnelInfo, bool)
 
 // viewDevice joins what is known of a device. rec and cred may be zero.
-func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential, tunnel infoOf) deviceView {
-	v := deviceView{Device: device, State: stateOffline, Ports: []portView{}, Tags: []string{}}
+func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred registry.Credential, tunnel infoOf) (v deviceView) {
+	v = deviceView{Device: device, State: stateOffline, Ports: []portView{}, Tags: []string{}}
+	defer func() { v.Summary = v.summary(h) }()
 	switch {
 	case cred.Version == 0:
 	case cred.Revoked():

@@ -3,6 +3,7 @@ package tunnelcore
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,13 @@ type Refusal struct {
 	Message string // as the agent was told
 	Remote  netip.Addr
 	At      time.Time
+	// Times are when agents were sent away lately, the last one last: RefusalTimes at
+	// most.
+	Times []time.Time
 }
+
+// RefusalTimes bounds Refusal.Times.
+const RefusalTimes = 16
 
 // refusalLog is the last refusal of each device. The zero value is ready.
 type refusalLog struct {
@@ -41,13 +48,17 @@ func (l *refusalLog) note(r *http.Request, from netip.Addr, answer *answers.Erro
 	if l.by == nil {
 		l.by = make(map[string]Refusal)
 	}
-	if _, known := l.by[device]; !known && len(l.by) >= maxRefusals {
+	last, known := l.by[device]
+	if !known && len(l.by) >= maxRefusals {
 		for other := range l.by {
 			delete(l.by, other)
 			break
 		}
 	}
-	l.by[device] = Refusal{Code: answer.Code, Message: answer.Message, Remote: from, At: time.Now()}
+	now := time.Now()
+	// Copied: who was told of the last one may still read it.
+	times := append(slices.Clone(last.Times[max(0, len(last.Times)-RefusalTimes+1):]), now)
+	l.by[device] = Refusal{Code: answer.Code, Message: answer.Message, Remote: from, At: now, Times: times}
 }
 
 // LastRefusal is how an agent that claimed to be device was last sent away by this

@@ -20,6 +20,8 @@ func TestOtherProcessors(t *testing.T) {
 			{"mipsle softfloat", "qemu-mipsel-static", []string{"GOARCH=mipsle", "GOMIPS=softfloat"}},
 			{"mips softfloat", "qemu-mips-static", []string{"GOARCH=mips", "GOMIPS=softfloat"}}, // big-endian
 			{"arm 5", "qemu-arm-static", []string{"GOARCH=arm", "GOARM=5"}},
+			{"arm64", "qemu-aarch64-static", []string{"GOARCH=arm64"}},
+			{"riscv64", "qemu-riscv64-static", []string{"GOARCH=riscv64"}},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				emulator, err := exec.LookPath(c.emulator)

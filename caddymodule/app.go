@@ -306,11 +306,19 @@ func (a *App) await(ctx context.Context) *edge {
 	return nil
 }
 
-// stopping is called before the apps of this configuration stop.
+// stopping is called before the apps of this configuration stop, which waits for it.
+// When Caddy exits, the other nodes of a cluster get the devices while the sites still
+// serve: for half of the grace period at most, so that the whole takes no longer.
 func (a *App) stopping() {
-	if e := a.running(); e != nil && exiting() {
-		e.beginShutdown(a.grace())
+	e := a.running()
+	if e == nil || !exiting() {
+		return
 	}
+	began, grace := time.Now(), a.grace()
+	ctx, cancel := context.WithTimeout(context.Background(), grace/2)
+	defer cancel()
+	e.hub.Vacate(ctx)
+	e.beginShutdown(grace - time.Since(began))
 }
 
 // exitGrace is how long streams may go on when Caddy exits without a

@@ -259,6 +259,33 @@ func TestDrainLosesNoRequest(t *testing.T) {
 	}
 }
 
+// A node that is about to stop gives its devices to the others first.
+func TestVacate(t *testing.T) {
+	nodes := startNodes(t, 2, reachable)
+	a, b := nodes[0], nodes[1]
+	devices := []string{"cam-1", "cam-2"}
+	for _, d := range devices {
+		runAgent(t, d, a.server.URL)
+		a.event("online " + d)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	a.hub.Vacate(ctx)
+	if here, there := a.hub.Tunnels(), b.hub.Tunnels(); here != 0 || there != len(devices) || ctx.Err() != nil {
+		t.Errorf("%d tunnels are left, %d are at the other node: %v", here, there, ctx.Err())
+	}
+	for _, d := range devices {
+		if err := a.ask(d); err != nil {
+			t.Errorf("%s by the node that stops: %v", d, err)
+		}
+	}
+	b.look()
+	b.hub.Vacate(t.Context()) // nobody else could take them
+	if n := b.hub.Tunnels(); n != len(devices) {
+		t.Errorf("the last node has %d tunnels", n)
+	}
+}
+
 // ask makes one request, and again if nothing was lost by the first.
 func (n *node) ask(device string) error {
 	for {

@@ -61,6 +61,30 @@ func (h *Hub) Drain(ctx context.Context, within time.Duration) error {
 	return h.tellNodes(ctx)
 }
 
+// Vacate is Drain, as fast as the others can take the devices, for a node that is about
+// to stop but still serves. It returns when no tunnel is left, with ctx, or at once when
+// nobody else could take them.
+func (h *Hub) Vacate(ctx context.Context) {
+	if h.Tunnels() == 0 {
+		return
+	}
+	switch err := h.Drain(ctx, 0); {
+	case errors.Is(err, ErrNobodyElse), errors.Is(err, stopping):
+		return
+	case err != nil:
+		h.log().Warn("the other nodes do not know that this one stops", "error", err)
+	}
+	look := time.NewTicker(lookTime)
+	defer look.Stop()
+	for h.Tunnels() > 0 {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // Undrain ends Drain: agents that were told leave nevertheless, others stay, and new
 // ones come. The error is the registry's that could not be told.
 func (h *Hub) Undrain(ctx context.Context) error {

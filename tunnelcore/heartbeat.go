@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
@@ -37,6 +38,8 @@ const (
 	restorePause   = time.Second
 	// refreshBatch bounds the holders in one call to the registry.
 	refreshBatch = 500
+	// lostAtOnce bounds the questions, at the same time, why tunnels are lost.
+	lostAtOnce = 32
 )
 
 // wheel holds each tunnel in the slot of the second in which it is due: one timer
@@ -360,16 +363,25 @@ func (h *Hub) refresh() {
 	}
 }
 
-// closeLost closes the tunnels that do not hold their devices any more.
+// closeLost closes the tunnels that do not hold their devices any more. Why is asked of
+// the registry for some at a time: one that is slow keeps none of them for long.
 func (h *Hub) closeLost(lost []registry.Holder) {
+	turns := make(chan struct{}, lostAtOnce)
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	for _, holder := range lost {
 		h.mu.Lock()
 		t := h.tunnels[holder.Tunnel]
 		h.mu.Unlock()
-		if t != nil {
-			h.disown(t)
-			t.closeSoon(h.whyLost(holder))
+		if t == nil {
+			continue
 		}
+		h.disown(t)
+		turns <- struct{}{}
+		asking.Go(func() {
+			defer func() { <-turns }()
+			t.closeSoon(h.whyLost(holder))
+		})
 	}
 }
 

@@ -94,6 +94,9 @@ func (p *ports) look(known *portList) {
 	defer cancel()
 	leases, now, err := p.hub.reg.Ports(ctx, known.version)
 	switch {
+	case leases != nil && err != nil: // some may be lost that are leased all the same
+		p.openAll(leases, tcp, p.hub.ownPorts())
+		known.version = 0
 	case err != nil:
 		p.hub.log().Debug("leased ports are not known; those that are open stay", "error", err)
 	case leases != nil:
@@ -138,6 +141,13 @@ func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) (agrees bool) 
 		}
 	}
 	p.mu.Unlock()
+	p.openAll(leases, tcp, own)
+	return agrees
+}
+
+// openAll opens the ports of a list, but none that a tunnel of this node has for
+// another device: own.
+func (p *ports) openAll(leases []registry.PortLease, tcp *TCPPorts, own map[uint16]registry.PortLease) {
 	var refused refusedPorts
 	for piece := range slices.Chunk(leases, portsAtOnce) {
 		p.mu.Lock()
@@ -156,7 +166,6 @@ func (p *ports) apply(leases []registry.PortLease, tcp *TCPPorts) (agrees bool) 
 		p.mu.Unlock()
 	}
 	refused.log(p.hub.log())
-	return agrees
 }
 
 // ownPorts is what the tunnels of this node have, by public port.

@@ -2,6 +2,7 @@ package redisregistry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -17,15 +18,25 @@ const portCount = 17
 
 // Ports implements registry.Registry.
 func (r *Registry) Ports(ctx context.Context, version int64) ([]registry.PortLease, int64, error) {
-	var now int64
-	leases, err := call(ctx, r, "list ports", func(ctx context.Context) (list []registry.PortLease, err error) {
-		list, now, err = r.leasedPorts(ctx, version)
-		return list, err
-	})
-	if err != nil {
-		return nil, 0, err
+	type answer struct {
+		list      []registry.PortLease
+		now       int64
+		restoring error // the list has what is leased, but perhaps not all of it
 	}
-	return leases, now, nil
+	a, err := call(ctx, r, "list ports", func(ctx context.Context) (a answer, err error) {
+		a.list, a.now, err = r.leasedPorts(ctx, version)
+		if errors.Is(err, errRestoring) {
+			a.restoring, err = err, nil
+		}
+		return a, err
+	})
+	switch {
+	case err != nil:
+		return nil, 0, err
+	case a.restoring != nil:
+		return a.list, 0, a.restoring
+	}
+	return a.list, a.now, nil
 }
 
 func (r *Registry) leasedPorts(ctx context.Context, version int64) ([]registry.PortLease, int64, error) {

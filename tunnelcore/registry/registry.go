@@ -216,7 +216,8 @@ type Registry interface {
 	// those of devices that are offline are, as long as their lease runs.
 	//
 	// After a loss of data it fails until what is held has been written again: that
-	// ports are missing does not mean meanwhile that they are not leased.
+	// ports are missing does not mean meanwhile that they are not leased. A list that
+	// comes with the error has some that are.
 	Ports(ctx context.Context, version int64) (leases []PortLease, now int64, err error)
 
 	// Refresh sets the leases of live tunnels to end lease and a third from now,

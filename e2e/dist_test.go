@@ -25,7 +25,7 @@ func TestDist(t *testing.T) {
 	for i := range sums {
 		dir := filepath.Join(t.TempDir(), "a longer name"[:i*13], "tree")
 		mustRun(t, "git", "clone", "-q", "--shared", source, dir)
-		source = dir // the same commit, whatever comes after
+		source = dir                                                            // the same commit, whatever comes after
 		for _, name := range []string{"scripts/dist", "packaging", "agent/c"} { // as they are now
 			mustRun(t, "cp", "-r", filepath.Join("..", name), filepath.Join(dir, filepath.Dir(name)))
 		}

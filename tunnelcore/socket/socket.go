@@ -142,6 +142,7 @@ type Socket struct {
 	pongDue  atomic.Bool
 	pingDue  atomic.Bool
 	closeDue atomic.Pointer[CloseError]
+	replies  atomic.Bool // the reader has had a close frame sent, or will
 }
 
 func newSocket(conn net.Conn, br *bufio.Reader, client bool) *Socket {
@@ -171,9 +172,14 @@ func (s *Socket) RTT() time.Duration { return time.Duration(s.rtt.Load()) }
 // epoch is what pingAt counts from, on the monotonic clock.
 var epoch = time.Now()
 
-// Close ends the connection at once, without a close frame. When it returns, no
-// write is under way.
+// Close ends the connection at once, without a close frame but one that the reader
+// owes the peer, for which it may wait a second. When it returns, no write is under
+// way.
 func (s *Socket) Close() error {
+	if s.replies.Load() { // it goes out first; closeWithin bounds what is before it
+		s.lock(urgent)
+		s.unlock()
+	}
 	conn := s.conn
 	if t, ok := conn.(*tls.Conn); ok && !s.closeSent.Load() {
 		// TLS' own goodbye would wait, up to 5 s, for a peer that does not read,

@@ -206,6 +206,7 @@ func (s *Socket) WriteClose(code int, reason string, timeout time.Duration) erro
 func (s *Socket) replyClose(code int, reason string) {
 	s.closeWithin(replyTimeout)
 	s.closeDue.Store(&CloseError{code, reason})
+	s.replies.Store(true)
 	if s.turns.tryTake() {
 		s.unlock()
 	}

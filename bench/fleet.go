@@ -20,7 +20,7 @@ import (
 func runFleet(ctx context.Context, args []string) error {
 	var c fleet.Config
 	flags := flag.NewFlagSet("bench fleet", flag.ContinueOnError)
-	flags.StringVar(&c.Server, "server", "", "`URL` of the edge: ws://HOST:PORT or wss://HOST:PORT")
+	flags.StringVar(&c.Server, "server", "", "`URL` of the edge: ws://HOST:PORT or wss://HOST:PORT; of its nodes, with commas in between")
 	flags.StringVar(&c.CA, "ca", "", "`file` with certificates to trust")
 	flags.StringVar(&c.Prefix, "prefix", "dev-", "of the device ids; a number follows")
 	flags.IntVar(&c.First, "first", 1, "number of the first device")
@@ -32,6 +32,7 @@ func runFleet(ctx context.Context, args []string) error {
 	token := flags.String("token-file", "", "`file` with the secret of every device; or IOTTUNNEL_TOKEN")
 	length := flags.Duration("for", time.Minute, "how long all are up before the end, or between storms")
 	storms := flags.Int("storms", 0, "how often all connections are aborted at once")
+	kill := flags.Int("kill", 0, "`PID` of a node to kill (-9) at the end: how soon are all devices back?")
 	v := &visits{}
 	flags.StringVar(&v.addr, "visit", "", "`IP:PORT` of the edge, for visitors by Host, if it has `hostname device`")
 	flags.StringVar(&v.domain, "domain", "devices.localhost", "of the hostnames that visitors ask for")
@@ -86,6 +87,17 @@ func runFleet(ctx context.Context, args []string) error {
 		fmt.Printf("storm %d: all are back after %v\n", i+1, took.Round(time.Millisecond))
 	}
 	watch(ctx, f, v, *length)
+	if *kill == 0 {
+		return nil
+	}
+	took, lost, err := f.Kill(ctx, *kill)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d of %d devices have lost their node: all are back after %v; %v\n", lost, c.Count, took.Round(time.Millisecond), f.Stat().Failures)
+	if v != nil {
+		fmt.Println("visitors meanwhile:", v.since())
+	}
 	return nil
 }
 

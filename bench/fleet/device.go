@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -30,6 +31,8 @@ type device struct {
 	source   net.IP
 	instance string
 	conn     atomic.Pointer[net.TCPConn] // the control socket's; nil: none
+	server   *url.URL                    // of the tunnel, or of the attempt that is under way
+	later    []time.Time                 // by server: it has said not to come before
 	ready    ready
 	early    map[uint32]*strings.Builder // requests on the control socket that are not whole
 }
@@ -51,10 +54,12 @@ type statusError struct {
 
 func (e *statusError) Error() string { return "HTTP " + strconv.Itoa(e.status) }
 
+// maxBackoff bounds the pause between attempts.
+const maxBackoff = 30 * time.Second
+
 // run keeps the device connected until ctx ends, and comes back as protocol §5.6
 // says.
 func (d *device) run(ctx context.Context) {
-	const maxBackoff = 30 * time.Second
 	wait, backoff := time.Duration(0), time.Second
 	for sleep(ctx, wait) {
 		begin := time.Now()
@@ -68,10 +73,7 @@ func (d *device) run(ctx context.Context) {
 		case errors.As(err, &refused) && (refused.status == 401 || refused.status == 403):
 			wait = 5*time.Minute + rand.N(10*time.Minute)
 		case errors.As(err, &refused):
-			wait = rand.N(maxBackoff)
-			if told := min(refused.after, 10*time.Minute); told > 0 {
-				wait = told + rand.N(told/5)
-			}
+			wait = d.soonest()
 		case !errors.Is(err, errLost) || time.Since(begin) < 30*time.Second && wait != 0:
 			wait = rand.N(backoff)
 			backoff = min(2*backoff, maxBackoff)
@@ -79,6 +81,20 @@ func (d *device) run(ctx context.Context) {
 			wait, backoff = rand.N(500*time.Millisecond)+1, time.Second
 		}
 	}
+}
+
+// putOff notes that a server has refused the device.
+func (d *device) putOff(server int, refused *statusError) {
+	wait := rand.N(maxBackoff)
+	if told := min(refused.after, 10*time.Minute); told > 0 {
+		wait = told + rand.N(told/5)
+	}
+	d.later[server] = time.Now().Add(wait)
+}
+
+// soonest is how long it takes until some server may be asked again.
+func (d *device) soonest() time.Duration {
+	return max(1, time.Until(slices.MinFunc(d.later, time.Time.Compare)))
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -100,7 +116,7 @@ func (d *device) tunnel(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	s, err := d.connect(ctx)
+	s, err := d.connectAny(ctx)
 	<-d.w.handshakes
 	if err != nil {
 		return err
@@ -111,6 +127,24 @@ func (d *device) tunnel(ctx context.Context) error {
 	defer d.w.up.Add(-1)
 	err = d.serve(ctx, s)
 	return fmt.Errorf("%w: %w", errLost, err)
+}
+
+// connectAny connects to the first of the servers, in any order, that takes the device.
+func (d *device) connectAny(ctx context.Context) (s *socket, err error) {
+	err = &statusError{}
+	for _, i := range rand.Perm(len(d.w.servers)) {
+		if time.Now().Before(d.later[i]) {
+			continue
+		}
+		d.server = d.w.servers[i]
+		if s, err = d.connect(ctx); err == nil {
+			return s, nil
+		}
+		if refused := (*statusError)(nil); errors.As(err, &refused) {
+			d.putOff(i, refused)
+		}
+	}
+	return nil, err
 }
 
 func (d *device) connect(ctx context.Context) (*socket, error) {
@@ -184,14 +218,14 @@ func (d *device) dial(ctx context.Context, path, token string) (*socket, *net.TC
 		dialer.LocalAddr = &net.TCPAddr{IP: d.source}
 		dialer.Control = bindLate
 	}
-	c, err := dialer.DialContext(ctx, "tcp4", d.w.server.Host)
+	c, err := dialer.DialContext(ctx, "tcp4", d.server.Host)
 	if err != nil {
 		return nil, nil, err
 	}
 	raw := c.(*net.TCPConn)
 	c = &counted{c, d.w}
 	_ = c.SetDeadline(time.Now().Add(15 * time.Second)) // it has just been made
-	if d.w.server.Scheme == "wss" {
+	if d.server.Scheme == "wss" {
 		t := tls.Client(c, d.w.tls)
 		if err := t.HandshakeContext(ctx); err != nil {
 			c.Close()
@@ -200,7 +234,7 @@ func (d *device) dial(ctx context.Context, path, token string) (*socket, *net.TC
 		c = t
 	}
 	s := &socket{conn: c}
-	if err := s.upgrade(path, d.w.server.Host, token); err != nil {
+	if err := s.upgrade(path, d.server.Host, token); err != nil {
 		c.Close()
 		return nil, nil, err
 	}

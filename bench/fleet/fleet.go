@@ -118,6 +118,20 @@ func (f *Fleet) Storm(ctx context.Context) (time.Duration, error) {
 	return f.until(ctx, func(s Stat) bool { return s.Lost >= before.Lost+before.Up && s.Up == f.count })
 }
 
+// settleTime is how long after a kill all devices have noticed, on one machine.
+const settleTime = time.Second
+
+// Kill kills a process, a node that some of the devices are connected to, and waits until
+// all are connected again. It returns how long that took, and how many had to come back.
+func (f *Fleet) Kill(ctx context.Context, pid int) (took time.Duration, lost int64, err error) {
+	before, began := f.Stat(), time.Now()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return 0, 0, fmt.Errorf("kill %d: %w", pid, err)
+	}
+	took, err = f.until(ctx, func(s Stat) bool { return time.Since(began) > settleTime && s.Up == f.count })
+	return took, f.Stat().Lost - before.Lost, err
+}
+
 func (f *Fleet) until(ctx context.Context, done func(Stat) bool) (time.Duration, error) {
 	begin := time.Now()
 	for {

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -25,7 +26,7 @@ import (
 
 // Config is the devices of one process.
 type Config struct {
-	Server    string        // ws:// or wss:// URL of the edge
+	Server    string        // ws:// or wss:// URLs of the edge's nodes, with commas in between
 	CA        string        // file with certificates to trust; empty: the system's
 	Token     string        // of every device
 	Prefix    string        // of the ids, which numbers follow
@@ -53,7 +54,7 @@ type Stat struct {
 // worker runs the devices of this process.
 type worker struct {
 	config     Config
-	server     *url.URL
+	servers    []*url.URL
 	tls        *tls.Config
 	handshakes chan struct{}
 	devices    []*device
@@ -110,14 +111,18 @@ func Work(ctx context.Context, config string) error {
 	}
 }
 
-func (w *worker) prepare() (err error) {
-	if w.server, err = url.Parse(w.config.Server); err != nil {
-		return err
+func (w *worker) prepare() error {
+	for server := range strings.SplitSeq(w.config.Server, ",") {
+		u, err := url.Parse(server)
+		if err != nil {
+			return err
+		}
+		if u.Scheme != "ws" && u.Scheme != "wss" || u.Port() == "" {
+			return fmt.Errorf("server: %q is not ws://HOST:PORT or wss://HOST:PORT", server)
+		}
+		w.servers = append(w.servers, u)
 	}
-	if w.server.Scheme != "ws" && w.server.Scheme != "wss" || w.server.Port() == "" {
-		return fmt.Errorf("server: %q is not ws://HOST:PORT or wss://HOST:PORT", w.config.Server)
-	}
-	w.tls = &tls.Config{ServerName: w.server.Hostname(), NextProtos: []string{"http/1.1"}}
+	w.tls = &tls.Config{ServerName: w.servers[0].Hostname(), NextProtos: []string{"http/1.1"}}
 	if w.config.CA == "" {
 		return nil
 	}
@@ -135,7 +140,7 @@ func (w *worker) prepare() (err error) {
 func (w *worker) device(i int) *device {
 	instance := make([]byte, 16)
 	_, _ = rand.Read(instance) // it never fails
-	d := &device{w: w, id: fmt.Sprintf("%s%d", w.config.Prefix, w.config.First+i), instance: hex.EncodeToString(instance)}
+	d := &device{w: w, id: fmt.Sprintf("%s%d", w.config.Prefix, w.config.First+i), instance: hex.EncodeToString(instance), later: make([]time.Time, len(w.servers))}
 	if w.config.Spread {
 		d.source = net.IPv4(127, 0, 1, byte(1+(w.config.First+i)%250))
 	}

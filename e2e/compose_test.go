@@ -222,6 +222,8 @@ func TestComposeExample(t *testing.T) {
 		if status != 0 || !strings.Contains(out, "edge-1") || !strings.Contains(out, "edge-3") {
 			t.Errorf("caddy iottunnel nodes: %d %s%s", status, out, errs)
 		}
+		// What the replica has not got yet would be lost, and the device's name with it.
+		c.healthy(t, "redis-1", "sh", "-c", "redis-cli -a no-secret-of-redis --no-auth-warning WAIT 1 5000 | grep 1")
 		c.procs["redis-1"].Kill()
 		c.procs["edge-1"].Kill()
 		c.healthy(t, "sentinel-2", "sh", "-c", "redis-cli -p 26379 SENTINEL GET-MASTER-ADDR-BY-NAME iottunnel | grep redis-2")

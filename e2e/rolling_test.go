@@ -129,38 +129,45 @@ func (c *crew) drain(t *testing.T, n *harness.Node) {
 	})
 }
 
-// TestRollingRestart drains, stops and starts three nodes one after the other under
-// visitors' load: no request fails, and no device is missed.
+// TestRollingRestart stops and starts three nodes one after the other under visitors'
+// load, drained before by the command or by their end alone: no request fails, and no
+// device is missed.
 func TestRollingRestart(t *testing.T) {
-	onCluster(t, func(t *testing.T) {
-		c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32}})
-		var devices []*held
-		for i := range 6 {
-			profile := []string{"full", "basic", "inline"}[i%3]
-			devices = append(devices, c.join(t, []*harness.Node{c.Nodes[i%3]}, "--profile", profile))
-		}
-		c.answer(c.Nodes...)
-		c.names.TakeTurns()
-		b := c.balance(t)
-		load := visitAll(t, b, devices)
-		for _, n := range c.Nodes {
-			began := time.Now()
-			c.drain(t, n)
-			drained := time.Since(began)
-			n.Stop(t)
-			stopped := time.Since(began)
-			n.Start(t)
-			c.know(t)
-			t.Logf("%s: drained after %v, stopped after %v, back after %v", n.ID, drained.Round(time.Millisecond),
-				stopped.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
-		}
-		load.end(t, b)
-		for _, h := range devices {
-			for _, n := range c.Nodes {
-				c.at(t, n, h).serves(t)
-			}
-		}
-	})
+	for _, how := range []string{"drained", "SIGTERM alone"} {
+		t.Run(how, func(t *testing.T) {
+			onCluster(t, func(t *testing.T) {
+				c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32}})
+				var devices []*held
+				for i := range 6 {
+					profile := []string{"full", "basic", "inline"}[i%3]
+					devices = append(devices, c.join(t, []*harness.Node{c.Nodes[i%3]}, "--profile", profile))
+				}
+				c.answer(c.Nodes...)
+				c.names.TakeTurns()
+				b := c.balance(t)
+				load := visitAll(t, b, devices)
+				for _, n := range c.Nodes {
+					began := time.Now()
+					if how == "drained" {
+						c.drain(t, n)
+					}
+					drained := time.Since(began)
+					n.Stop(t)
+					stopped := time.Since(began)
+					n.Start(t)
+					c.know(t)
+					t.Logf("%s: drained after %v, stopped after %v, back after %v", n.ID, drained.Round(time.Millisecond),
+						stopped.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+				}
+				load.end(t, b)
+				for _, h := range devices {
+					for _, n := range c.Nodes {
+						c.at(t, n, h).serves(t)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestBesideLastVersion runs a node of this version beside two of another, whose Caddy

@@ -183,10 +183,3 @@ func (p *parking) close() {
 	p.mu.Unlock()
 	p.drop()
 }
-
-// number is how many there are.
-func (p *parking) number() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.socks)
-}

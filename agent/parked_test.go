@@ -264,3 +264,10 @@ func TestParkedRaces(t *testing.T) {
 		s.Close()
 	}
 }
+
+// number is how many there are.
+func (p *parking) number() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.socks)
+}

@@ -74,6 +74,9 @@ func (api *AdminAPI) Routes() []caddy.AdminRoute {
 		{"POST /iottunnel/codes", adminNewCode},
 		{"GET /iottunnel/codes", adminCodes},
 		{"DELETE /iottunnel/codes/{id}", adminDropCode},
+		{"POST /iottunnel/grants", adminNewGrant},
+		{"GET /iottunnel/grants", adminGrants},
+		{"DELETE /iottunnel/grants/{grant}", adminDropGrant},
 		{"GET /iottunnel/nodes", adminNodes},
 		{"GET /iottunnel/drain", adminDrained},
 		{"POST /iottunnel/drain", adminDrain},
@@ -138,6 +141,8 @@ func apiError(r *http.Request, err error) error {
 		return api
 	case errors.Is(err, registry.ErrUnknown) && r.PathValue("id") != "":
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no such claim code: it was used, revoked, or has expired; `caddy iottunnel code list` shows those there are")}
+	case errors.Is(err, registry.ErrUnknown) && r.PathValue("grant") != "":
+		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: errors.New("there is no such grant: it was revoked, or has expired; `caddy iottunnel grants` shows those there are")}
 	case errors.Is(err, registry.ErrUnknown):
 		return caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("nothing is known of device %s: it has no lease and is not enrolled", device)}
 	case errors.Is(err, registry.ErrEnrolled):
@@ -146,7 +151,7 @@ func apiError(r *http.Request, err error) error {
 		return conflict("device %s is not connected", device)
 	case errors.Is(err, tunnelcore.ErrNobodyElse):
 		return conflict("%w: start another node, or wait until one is listed by `nodes` that has room and a URL", err)
-	case errors.Is(err, registry.ErrTooManyCodes):
+	case errors.Is(err, registry.ErrTooManyCodes), errors.Is(err, registry.ErrTooManyGrants):
 		return conflict("%w", err)
 	case errors.Is(err, registry.ErrInvalid):
 		return badRequest(err)

@@ -75,6 +75,10 @@ type App struct {
 	// credentials can then be read on the way. Default: false.
 	AllowPlaintext bool `json:"allow_plaintext,omitempty"`
 
+	// If true, technicians reach ports of devices by `iottunnel-agent connect`, with
+	// tokens that `grant` makes. Default: false.
+	Connect bool `json:"connect,omitempty"`
+
 	// How long a visitor waits for a device whose connection has just broken.
 	// Default: 5s.
 	Wait *caddy.Duration `json:"wait,omitempty"`
@@ -97,6 +101,7 @@ type App struct {
 	nodeID         string
 	node           node // what Node says
 	logger         *slog.Logger
+	audit          auditor
 	ctx            caddy.Context
 
 	ready chan struct{} // closed once edge is set, or will never be
@@ -107,6 +112,7 @@ type App struct {
 	ended    bool
 	refs     int  // this app and its handlers; the last one to go releases the edge
 	internal bool // a handler serves other nodes and routers
+	shared   bool // a handler has `access shared`
 	servers  []*caddyhttp.Server
 }
 
@@ -179,6 +185,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
 	a.logger = ctx.Slogger()
+	a.audit = newAuditor(ctx)
 	a.ready = make(chan struct{})
 	a.refs = 1
 	if err := a.expand(caddy.NewReplacer()); err != nil {

@@ -47,6 +47,7 @@ var appSettings = []setting[*App]{
 	{"node", (*App).parseNode},
 	durationSetting("heartbeat", func(a *App) *caddy.Duration { return &a.Heartbeat }),
 	flagSetting("allow_plaintext", func(a *App) *bool { return &a.AllowPlaintext }),
+	flagSetting("connect", func(a *App) *bool { return &a.Connect }),
 	{"wait", func(a *App, d *caddyfile.Dispenser) error {
 		a.Wait = new(caddy.Duration)
 		return durationValue(d, "wait", a.Wait)
@@ -89,6 +90,7 @@ var appSettings = []setting[*App]{
 //		}
 //		heartbeat       <duration>
 //		allow_plaintext
+//		connect
 //		wait            <duration>
 //		answer_timeout  <duration>
 //		webhook         <url> {
@@ -221,12 +223,14 @@ func (a *App) parseLimits(d *caddyfile.Dispenser) error {
 
 var handlerSettings = []setting[*Handler]{
 	textsSetting("keep_headers", func(h *Handler) *[]string { return &h.KeepHeaders }, "names of headers"),
+	wordSetting("access", func(h *Handler) *string { return &h.Access }, accessShared),
 }
 
 // UnmarshalCaddyfile sets up the handler from Caddyfile tokens. Syntax:
 //
 //	iottunnel [<matcher>] [agents|devices|internal] {
 //		keep_headers <names...>
+//		access       shared
 //	}
 //
 // Its place in the order of directives is before reverse_proxy, and so after

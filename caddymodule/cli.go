@@ -134,6 +134,9 @@ device is forgotten. Without a TAG it has none.`, cobra.MinimumNArgs(1), (*cli).
 		command("forget ID", "Removes all that is recorded of a device: secret, hostname, public ports", "",
 			cobra.ExactArgs(1), doDevice("forget", "%s is forgotten.")),
 		codes,
+		grantCommand(), shareCommand(),
+		command("grants", "Lists the grants and links that have not expired", "", cobra.NoArgs, (*cli).listGrants),
+		command("revoke-grant ID", "Ends a grant or link, which `grants` shows the ID of, and what runs by it", "", cobra.ExactArgs(1), (*cli).dropGrant),
 		command("nodes", "Lists the nodes of the edge", "", cobra.NoArgs, (*cli).nodes),
 		drain,
 		command("export", "Writes all devices as JSON lines: hashes of secrets, hostnames", `

@@ -22,9 +22,12 @@ type exportLine struct {
 	Label      string            `json:"label,omitempty"`
 	LeaseUntil *time.Time        `json:"lease_until,omitempty"`
 	Ports      map[uint16]uint16 `json:"ports,omitempty"`
+	// Grant makes the line one of a grant, and no device's.
+	Grant *exportGrant `json:"grant,omitempty"`
 }
 
-// exportDevices writes a line for each device that has a lease or was enrolled.
+// exportDevices writes a line for each device that has a lease or was enrolled, and for
+// each grant.
 func exportDevices(ctx context.Context, h *tunnelcore.Hub, to *json.Encoder) error {
 	reg := h.Registry()
 	write := func(after string) (last string, err error) {
@@ -56,7 +59,10 @@ func exportDevices(ctx context.Context, h *tunnelcore.Hub, to *json.Encoder) err
 			return err
 		}
 	}
-	return exportEnrolled(ctx, reg, to)
+	if err := exportEnrolled(ctx, reg, to); err != nil {
+		return err
+	}
+	return exportGrants(ctx, reg, to)
 }
 
 // exportEnrolled writes those that have no lease.
@@ -96,6 +102,10 @@ func importDevice(ctx context.Context, h *tunnelcore.Hub, text string, replace b
 	var line exportLine
 	if err := json.Unmarshal([]byte(text), &line); err != nil {
 		return "", false, fmt.Errorf("not a line of an export: %w", err)
+	}
+	if line.Grant != nil {
+		changed, err := importGrant(ctx, h, *line.Grant)
+		return line.Grant.Device, changed, err
 	}
 	if err := tunnelcore.CheckDevice(line.Device); err != nil {
 		return "", false, err

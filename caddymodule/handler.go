@@ -84,6 +84,11 @@ type Handler struct {
 	// request: otherwise visitors can send what they like in them.
 	KeepHeaders []string `json:"keep_headers,omitempty"`
 
+	// Who may visit devices here: `shared`, those who have followed a link that `share`
+	// has made, and nobody else. Handlers in front count besides. Default: all whom
+	// those let in.
+	Access string `json:"access,omitempty"`
+
 	app     *App
 	proxy   *reverseproxy.Handler
 	keep    map[string]bool // KeepHeaders, canonical
@@ -126,6 +131,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		}
 		h.proxy = proxy
 	}
+	if h.Access == accessShared {
+		app.close()
+	}
 	app.hold()
 	h.holding = true
 	return nil
@@ -133,6 +141,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 
 // Validate refuses modes that do not exist.
 func (h *Handler) Validate() error {
+	if h.Access != "" && (h.Access != accessShared || h.Mode == modeAgents) {
+		return fmt.Errorf("iottunnel %s: access: %q is not `shared`, or no device is served here", h.Mode, h.Access)
+	}
 	switch h.Mode {
 	case modeBoth, modeAgents, modeDevices:
 	case modeInternal:
@@ -198,6 +209,9 @@ func (h *Handler) serveTarget(w http.ResponseWriter, r *http.Request, e *edge, r
 	if refusal := checkTarget(r); refusal != nil {
 		return respond(w, r, refusal)
 	}
+	if h.Access == accessShared {
+		return h.serveShared(w, r, e, routed)
+	}
 	target, err := h.find(e.hub, r, !routed)
 	switch {
 	case err != nil:
@@ -205,7 +219,7 @@ func (h *Handler) serveTarget(w http.ResponseWriter, r *http.Request, e *edge, r
 	case !target.Online:
 		return respond(w, r, &answers.Error{Code: wire.NotHere, Message: "the device is connected to no node"})
 	}
-	return h.serveVisitor(w, r, e, target, routed)
+	return h.serveVisitor(w, r, e, target, routed, false)
 }
 
 // under reports whether host is a name under domain, leased or not: agents are

@@ -112,6 +112,7 @@ func (v *visit) cleanRequest(r *http.Request) {
 	repl, _ := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	trusted, _ := caddyhttp.GetVar(ctx, caddyhttp.TrustedProxyVarKey).(bool)
 	cleanUpgrade(r)
+	hideShareCookie(r.Header)
 	for name, values := range r.Header {
 		if !suspect(name) {
 			continue
@@ -211,7 +212,8 @@ func (v *visit) cleanResponse(h http.Header) {
 	}
 	own := cookies[:0:0]
 	for _, c := range cookies {
-		if !strays(c, v.hostname) {
+		name, _, _ := strings.Cut(c, "=")
+		if !strays(c, v.hostname) && !isShareCookie(name) {
 			own = append(own, c)
 		}
 	}

@@ -37,6 +37,7 @@ type visit struct {
 	edge     *edge
 	keep     map[string]bool // headers that pass in any case
 	routed   bool            // came through a router
+	shared   bool            // let in by a link
 }
 
 // visitVar is the variable of a request that holds its visit: the transport finds
@@ -54,7 +55,7 @@ func newProxy() *reverseproxy.Handler {
 }
 
 // serveVisitor passes a request on to the device and the answer back.
-func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target, routed bool) error {
+func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target, routed, shared bool) error {
 	addLogField(r, zap.String("device", target.Device))
 	v := &visit{
 		target:   target,
@@ -63,6 +64,7 @@ func (h *Handler) serveVisitor(w http.ResponseWriter, r *http.Request, e *edge, 
 		edge:     e,
 		keep:     h.keep,
 		routed:   routed,
+		shared:   shared,
 	}
 	leave, err := e.hub.Enter(r.Context(), target.Device, v.from.Addr())
 	if err != nil {
@@ -179,6 +181,9 @@ func (roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	v.cleanResponse(res.Header)
 	v.cleanResponse(res.Trailer)
+	if v.shared {
+		keepPrivate(res.Header)
+	}
 	return res, nil
 }
 

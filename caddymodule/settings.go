@@ -251,6 +251,8 @@ func (a *App) settings() tunnelcore.Settings {
 	s.Node = a.node.settings
 	s.Authenticators = withRevocations(a.authenticators)
 	s.Enrollment = a.enrolls()
+	s.Connect = a.Connect
+	s.Audit = a.audit.stream
 	if l := a.Limits; l != nil {
 		s.Limits = tunnelcore.Limits{
 			Tunnels:                   cmp.Or(l.Tunnels, s.Limits.Tunnels),

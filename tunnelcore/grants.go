@@ -284,3 +284,9 @@ func (g *grants) expire(id string) {
 		g.learn(id, registry.Grant{}, time.Now())
 	}
 }
+
+// PageURL is where visitors reach the page of a port of the device with that label.
+func (h *Hub) PageURL(label string, port uint16) string {
+	usual := []wire.Port{{Number: 80, Kind: wire.HTTP}} // of the bare hostname
+	return h.settings.Load().url(label, wire.Port{Number: port, Kind: wire.HTTP}, usual)
+}

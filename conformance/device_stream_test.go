@@ -91,8 +91,6 @@ func (t *dtunnel) refuse(s *dstream, reason string) {
 		text = string(wire.Encode(&wire.Refused{Stream: o.Stream + 1, Reason: reason}))
 	case "refused has no reason":
 		text = string(wire.Encode(&wire.Refused{Stream: o.Stream}))
-	case "refused is silent":
-		return
 	case "refused is no flat object":
 		text = strings.TrimSuffix(text, "}") + `,"detail":{"errno":111}}`
 	case "refused is followed by reset":
@@ -147,7 +145,7 @@ func (s *dstream) serve() {
 			if status == 404 && d.has("404 is the end of the tunnel") {
 				s.t.ws.conn.Close()
 			}
-			if d.has("the service is left alone") {
+			if status == 401 && d.has("the service is left alone") {
 				return
 			}
 			s.t.refuse(s, "no transfer socket")
@@ -217,9 +215,6 @@ func (s *dstream) provide() {
 	d, t := s.d, s.t
 	if s.open.Early > 0 || d.has("streams without credit wait") {
 		wait := 20 * time.Millisecond
-		if d.has("streams never get a transfer socket") {
-			wait = 20 * time.Second
-		}
 		if d.has("streams without credit wait") && s.open.Early == 0 {
 			wait = time.Hour
 		}
@@ -264,7 +259,7 @@ func (s *dstream) attach(ws *dsock) {
 		return
 	}
 	s.ws = ws
-	if s.send == sendEarly && !s.d.has("move is forgotten") {
+	if s.send == sendEarly {
 		s.send = sendMoved
 		s.frameLocked(wire.FrameMove, nil)
 	}
@@ -547,7 +542,9 @@ func (s *dstream) watch(ws *dsock) {
 		case f.op == opBinary && len(f.data) == 0:
 			s.wsEnd = true
 			if len(s.messages) == 0 && s.recvMoved { // so that an over stream is known before the next frame
-				halfClose(s.local)
+				if !s.d.has("an end is not passed on") {
+					halfClose(s.local)
+				}
 				s.recvEnded = true
 				s.endLocked()
 			}
@@ -589,9 +586,7 @@ func (s *dstream) endLocked() {
 		}
 		s.parked = &dpark{ws: s.ws, gone: make(chan struct{}), timer: time.AfterFunc(most, func() { s.ws.close(1000) })}
 		s.t.mu.Lock()
-		if !s.d.has("parked sockets are forgotten") {
-			s.t.parked = append(s.t.parked, s.parked)
-		}
+		s.t.parked = append(s.t.parked, s.parked)
 		s.t.mu.Unlock()
 	case s.ws != nil:
 		s.ws.close(code)
@@ -735,7 +730,7 @@ func (s *dstream) abortLocked(tell bool) {
 	switch {
 	case s.ws != nil:
 		s.ws.conn.Close()
-	case tell && !s.basic && !s.d.has("reset is not said"):
+	case tell && !s.basic:
 		s.frameLocked(wire.FrameReset, nil)
 	}
 	s.d.wg.Go(s.forget)

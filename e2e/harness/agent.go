@@ -107,6 +107,9 @@ func (a *Agent) Up(tb testing.TB) Up {
 	return a.UpWithin(tb, UpTime)
 }
 
+// Forget has Up wait for what is announced from now on.
+func (a *Agent) Forget() { a.mark = a.Stdout.Mark() }
+
 // UpWithin is Up for an agent that may take longer.
 func (a *Agent) UpWithin(tb testing.TB, within time.Duration) Up {
 	tb.Helper()

@@ -31,7 +31,8 @@ func init() {
 // HTTP as before.
 //
 // What guards the devices' sites, such as `basic_auth`, is for HTTP and does not stand
-// here: `allow` says who may connect, and services have logins of their own.
+// here: `allow` says who may connect, and services have logins of their own. Where a
+// site has `access shared`, nobody may whom `allow` does not name.
 type SNI struct {
 	// The addresses that may connect. Default: all.
 	Allow []string `json:"allow,omitempty"`
@@ -200,6 +201,9 @@ func (w *sniListener) look(c *tls.Conn) (done bool) {
 // allows reports whether a visitor may reach a port. One who may not learns nothing
 // about the device.
 func (s *SNI) allows(from netip.Addr, t tunnelcore.Target) bool {
+	if len(s.allow) == 0 && s.app.closed() {
+		return false // a link is nothing that TLS could show
+	}
 	if len(s.allow) > 0 && !slices.ContainsFunc(s.allow, func(p netip.Prefix) bool { return p.Contains(from) }) {
 		return false
 	}

@@ -50,6 +50,7 @@ func TestNameIsKept(t *testing.T) {
 		same(t, agent.Up(t))
 
 		f.Stop(t)
+		agent.Forget()
 		f.Start(t)
 		same(t, agent.Up(t))
 		f.Kill(t)

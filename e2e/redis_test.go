@@ -187,7 +187,7 @@ func TestRedisKeepsNames(t *testing.T) {
 		}{
 			{"agent stopped", func() { h.agent.Stop(t, 10*time.Second); h.restart(t) }},
 			{"agent killed", func() { h.agent.Kill(); h.restart(t) }},
-			{"edge stopped", func() { f.Stop(t); f.Start(t) }},
+			{"edge stopped", func() { f.Stop(t); h.agent.Forget(); f.Start(t) }},
 			{"edge killed", func() { f.Kill(t); f.Start(t) }},
 			{"Redis stopped while the device was away", func() {
 				h.agent.Stop(t, 10*time.Second)
@@ -362,6 +362,9 @@ func TestRedisEmptied(t *testing.T) {
 				devices[0].restart(t)
 				devices[0].same(t, "Redis was empty")
 				f.Stop(t)
+				for _, h := range devices {
+					h.agent.Forget()
+				}
 				f.Start(t)
 				for _, h := range devices {
 					h.same(t, "Redis was empty, and the edge restarted")
@@ -457,6 +460,7 @@ func TestRedisLogin(t *testing.T) {
 				f := harness.Own(t, k, harness.Setup{TCPPorts: 8, Tunnel: c.config(r)})
 				h := newHeld(t, f)
 				f.Stop(t)
+				h.agent.Forget()
 				f.Start(t)
 				h.same(t, "a restart")
 				for _, line := range f.Log().Since(0) {

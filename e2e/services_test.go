@@ -264,7 +264,7 @@ func TestPortIsKept(t *testing.T) {
 		}{
 			{"agent stopped", func() { a.Stop(t, 20*time.Second); a = harness.StartAgent(t, f, setup) }},
 			{"agent killed", func() { a.Kill(); a = harness.StartAgent(t, f, setup) }},
-			{"edge stopped", func() { f.Stop(t); f.Start(t) }},
+			{"edge stopped", func() { f.Stop(t); a.Forget(); f.Start(t) }},
 			{"edge killed", func() { f.Kill(t); f.Start(t) }},
 			{"both killed", func() { a.Kill(); f.Kill(t); f.Start(t); a = harness.StartAgent(t, f, setup) }},
 		} {

@@ -7,10 +7,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -138,12 +140,12 @@ func (k *hook) send(ctx, stopping context.Context, batch []Event) (rest []Event)
 		s := k.settings.Load()
 		if backoff == firstBackoff { // once per batch
 			k.config.Log().Warn("webhook: the receiver does not take events; they are sent again",
-				"url", s.URL, "events", len(batch), "for", s.Retry, "error", err)
+				"url", place(s.URL), "events", len(batch), "for", s.Retry, "error", err)
 		}
 		if time.Since(batch[0].At) > s.OfflineAfter+s.Retry {
 			k.config.Count(Expired, len(batch))
 			k.config.Log().Error("webhook: events could not be delivered and are lost: see why the receiver refuses them",
-				"url", s.URL, "events", len(batch), "error", err)
+				"url", place(s.URL), "events", len(batch), "error", err)
 			return nil
 		}
 		if !wait(stopping, max(backoff/2+rand.N(backoff/2), retryAfter)) {
@@ -163,7 +165,7 @@ func (k *hook) farewell(ctx context.Context, rest []Event) {
 		if _, err := k.post(ctx, newID(), rest); err != nil {
 			lost := len(rest) + k.queue.size()
 			k.config.Count(Dropped, lost)
-			k.config.Log().Warn("webhook: ends with events that were not sent", "url", k.settings.Load().URL, "events", lost, "error", err)
+			k.config.Log().Warn("webhook: ends with events that were not sent", "url", place(k.settings.Load().URL), "events", lost, "error", err)
 			return
 		}
 		k.config.Count(Sent, len(rest))
@@ -193,6 +195,9 @@ func (k *hook) post(ctx context.Context, delivery string, batch []Event) (retryA
 	r.Header.Set(SignatureHeader, Sign(body, time.Now(), s.Secrets...))
 	res, err := k.config.Client.Do(r)
 	if err != nil {
+		if failed := (*url.Error)(nil); errors.As(err, &failed) {
+			err = failed.Err // without the URL
+		}
 		return 0, err
 	}
 	defer res.Body.Close()
@@ -202,6 +207,16 @@ func (k *hook) post(ctx context.Context, delivery string, batch []Event) (retryA
 	}
 	seconds, _ := strconv.Atoi(res.Header.Get("Retry-After"))
 	return min(time.Duration(max(0, seconds))*time.Second, maxRetryAfter), fmt.Errorf("status %s", res.Status)
+}
+
+// place is what logs have of a URL: its user, path and query may be what the receiver
+// knows its senders by.
+func place(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "" // Settings.URL is one
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
 }
 
 // wait waits for d; false when ctx ends first.

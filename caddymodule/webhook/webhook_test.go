@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"bytes"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -166,6 +167,43 @@ func mustTell(t *testing.T, r *rig, want ...string) {
 	if got := r.receiver.told(); !slices.Equal(got, want) {
 		t.Errorf("told %q, want %q", got, want)
 	}
+}
+
+// unreachable is a network on which nothing answers.
+type unreachable struct{}
+
+func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("no route to host")
+}
+
+// What a receiver knows its senders by often stands in the URL: it is in no log.
+func TestLogHasNoSecretOfURL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		logger := slog.New(slog.NewTextHandler(&log, nil))
+		s := basic()
+		s.URL, s.Retry = "https://robot:passw0rd@hooks.example/services/hushhush?key=hushhush", time.Second
+		h := New(Config{
+			Node: "edge-1", Fleet: &fleet{}, Log: func() *slog.Logger { return logger },
+			Count: func(string, int) {}, Client: &http.Client{Transport: unreachable{}},
+		})
+		h.Update([]Settings{s})
+		h.Tell(Cloned, map[string]any{"device": "cam-17"})
+		pass(10 * time.Second) // refused, and then lost
+		h.Tell(Cloned, map[string]any{"device": "cam-17"})
+		h.Close()
+		text := log.String()
+		for _, secret := range []string{"passw0rd", "hushhush"} {
+			if strings.Contains(text, secret) {
+				t.Errorf("the log has %q:\n%s", secret, text)
+			}
+		}
+		for _, want := range []string{"sent again", "are lost", "were not sent", "https://hooks.example", "no route to host"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("the log lacks %q:\n%s", want, text)
+			}
+		}
+	})
 }
 
 func TestBatchIsSigned(t *testing.T) {

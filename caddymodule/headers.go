@@ -212,7 +212,8 @@ func (v *visit) cleanResponse(h http.Header) {
 	}
 	own := cookies[:0:0]
 	for _, c := range cookies {
-		name, _, _ := strings.Cut(c, "=")
+		pair, _, _ := strings.Cut(c, ";")
+		name, _, _ := strings.Cut(strings.TrimLeft(pair, "= \t"), "=") // without a name the value comes back as one
 		if !strays(c, v.hostname) && !isShareCookie(name) {
 			own = append(own, c)
 		}

@@ -152,6 +152,11 @@ func TestCleanResponse(t *testing.T) {
 	if got := h["Set-Cookie"]; len(got) != 2 {
 		t.Errorf("cookies left: %q", got)
 	}
+	// Browsers send a cookie without a name as its value alone.
+	h = http.Header{"Set-Cookie": {shareCookie + "=x", "=" + shareCookie + "=x; Path=/", " = " + shareCookieSecure + "=x", shareCookie + "; Path=/"}}
+	if v.cleanResponse(h); len(h) != 0 {
+		t.Errorf("left: %v", h)
+	}
 	h = http.Header{"Set-Cookie": {"a=b; Domain=example.net"}}
 	if v.cleanResponse(h); len(h) != 0 {
 		t.Errorf("left: %v", h)

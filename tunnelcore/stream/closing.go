@@ -45,7 +45,14 @@ func (c *Stream) close() bool {
 		return false
 	}
 	past := time.Unix(1, 0)
-	_, _ = c.setReadLocked(past), c.setWriteLocked(past) // fails only on a closed socket
+	_ = c.setReadLocked(past) // fails only on a closed socket
+	// Where no write is under way, none begins any more, and what is being written may
+	// be the answer to the peer's close frame.
+	if !c.writeMu.TryLock() {
+		_ = c.setWriteLocked(past)
+		return true
+	}
+	c.writeMu.Unlock()
 	return true
 }
 

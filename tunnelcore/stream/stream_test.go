@@ -423,6 +423,55 @@ func TestCloseRightAfterTheEnd(t *testing.T) {
 	})
 }
 
+// A peer that closes once both directions have ended gets its close frame, also if
+// the stream is closed here while that is written.
+func TestCloseDuringTheAnswer(t *testing.T) {
+	c, s := conns(t, "pipe")
+	told := &telling{Conn: c, writes: make(chan struct{}, 10)}
+	a, peer := sockets(t, told, s)
+	owner := new(sync.WaitGroup)
+	defer owner.Wait()
+	stream := New(a, Options{Owner: owner})
+	defer stream.Abort()
+	within(t, "ends", func() {
+		var wg sync.WaitGroup
+		wg.Go(func() { peer.WriteMessage(socket.Binary, nil) })
+		if got := readAll(stream); got != (result{}) {
+			t.Errorf("%+v", got)
+		}
+		wg.Go(func() { stream.CloseWrite() })
+		if _, m, err := peer.ReadMessage(10); len(m) != 0 || err != nil {
+			t.Errorf("%q, %v", m, err)
+		}
+		wg.Wait()
+		for len(told.writes) > 0 {
+			<-told.writes
+		}
+		wg.Go(func() { stream.awaitClose() })
+		wg.Go(func() { peer.WriteClose(wire.CloseNormal, "", time.Second) })
+		<-told.writes // of the answer, which waits for the peer to read
+		stream.Close()
+		_, _, err := peer.ReadMessage(10)
+		var closed *socket.CloseError
+		if !errors.As(err, &closed) || closed.Code != wire.CloseNormal {
+			t.Errorf("the peer got %v, want a close frame", err)
+		}
+		peer.Close()
+		wg.Wait()
+	})
+}
+
+// telling is a connection that tells of each write that begins.
+type telling struct {
+	net.Conn
+	writes chan struct{}
+}
+
+func (c *telling) Write(p []byte) (int, error) {
+	c.writes <- struct{}{}
+	return c.Conn.Write(p)
+}
+
 // late is a connection of which one write returns late.
 type late struct {
 	net.Conn

@@ -270,6 +270,10 @@ func keepPrivate(h http.Header) {
 		}
 	}
 	h["Cache-Control"] = []string{strings.Join(directives, ", ")}
-	delete(h, "Cdn-Cache-Control")
-	delete(h, "Surrogate-Control")
+	// What CDNs read before Cache-Control (RFC 9213), by whatever name of theirs.
+	for name := range h {
+		if strings.HasSuffix(name, "Cdn-Cache-Control") || name == "Surrogate-Control" || name == "Edge-Control" {
+			delete(h, name)
+		}
+	}
 }

@@ -570,6 +570,18 @@ func TestGuessesAtTheWrongNode(t *testing.T) {
 	}
 }
 
+// Who knows the secret guesses nothing, whatever became of the stream: one that comes
+// late at the wrong node does not count against its neighbours behind a NAT.
+func TestLateAtTheWrongNode(t *testing.T) {
+	nodes := startNodes(t, 2, func(s *Settings) { s.Limits.UnauthenticatedPerAddress = 4 })
+	a := nodes[0].connect(hello("cam-17"))
+	for range 6 {
+		if status, body, _ := nodes[1].refusal(a.ready.Transfer+"&id="+wire.NewID(), a.ready.Secret); status != 404 {
+			t.Errorf("%d %+v, want 404", status, body)
+		}
+	}
+}
+
 // The device's node dies while a visitor waits for its answer, and while one has a
 // stream: the one waits for the device to come back, the other is told at once.
 func TestNodeDies(t *testing.T) {

@@ -360,6 +360,17 @@ func TestStrangersAreBounded(t *testing.T) {
 		if len(s.by) != maxStrangers {
 			t.Errorf("%d addresses are remembered", len(s.by))
 		}
+
+		// Questions of no address, about devices, share no address's bucket.
+		s = newStrangers()
+		for i := range allUnknownBurst {
+			if !s.take(netip.Addr{}) {
+				t.Fatalf("question %d about a device was refused", i)
+			}
+		}
+		if s.take(netip.Addr{}) || s.take(netip.AddrFrom4([4]byte{10})) {
+			t.Error("there are more questions than there may be")
+		}
 	})
 }
 

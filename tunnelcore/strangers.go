@@ -41,9 +41,12 @@ func newStrangers() *strangers {
 	return s
 }
 
-// take takes a question of an address, which need not be known; false: come again
-// later.
+// take takes a question of an address; false: come again later. Without an address,
+// as for questions about devices, only what holds for all counts.
 func (s *strangers) take(from netip.Addr) bool {
+	if !from.IsValid() {
+		return s.all.take()
+	}
 	from = addressKey(from)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -55,7 +55,7 @@ func (h *Hub) passTransfer(w http.ResponseWriter, r *http.Request, a Arrival, id
 		stream.Abort(peer)
 		return &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second, Cause: err, Message: "the node that this is for does not answer"}
 	}
-	proved = bytes.HasSuffix(begun, []byte(" 101"))
+	proved = !bytes.HasSuffix(begun, []byte(" 401")) // what it does not call a wrong secret is none
 	agent, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil || !h.beginTransfer() {
 		stream.Abort(peer)

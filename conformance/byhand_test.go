@@ -10,66 +10,44 @@ import (
 // A device that nobody starts connects by itself, and is reset when the tool asks for it.
 func TestByHand(t *testing.T) {
 	for _, slow := range []bool{false, true} {
-		all, resets := byHand(t, slow, nil)
-		passed := 0
-		var failed []string
-		for _, r := range all {
-			switch r.Verdict {
-			case Pass:
-				passed++
-			case Fail:
-				failed = append(failed, r.Rule)
+		synctest.Test(t, func(t *testing.T) {
+			n := newMemNet()
+			start := launcher(n, fullCaps, "")
+			vars := Vars{URL: "ws://127.0.0.1:8080", Device: "bench-1", Token: "s3cret", Echo: "127.0.0.1:7007", HTTP: "127.0.0.1:7080", Dead: "127.0.0.1:1"}
+			var device Process
+			resets := 0
+			all, err := Run(context.Background(), Config{
+				Listen: "127.0.0.1:8080", Echo: vars.Echo, HTTP: vars.HTTP, OwnService: true, Device: vars.Device, Token: vars.Token,
+				Network: n.listen, MaxBackoff: maxBackoff, Slow: slow,
+				Say: func(format string, args ...any) {
+					if !strings.Contains(format, "reset") && format != "waiting for the device" {
+						return
+					}
+					if device != nil {
+						device.Kill()
+						resets++
+					}
+					device, _ = start(vars)
+				},
+			})
+			if err != nil {
+				t.Error(err)
 			}
-		}
-		if passed < 100 || !slow && resets == 0 || resets > 20 {
-			t.Errorf("%d cases pass, after %d resets", passed, resets)
-		}
-		if failed == nil {
-			continue
-		}
-		// A device that is reset may leave a connection on its way to the service, which
-		// the next case then takes for its own. Engineers try again, too.
-		all, _ = byHand(t, slow, failed)
-		for _, r := range all {
-			if r.Verdict == Fail {
-				t.Errorf("twice: %s %s\nexpected: %s\ncame:     %s\n%s", r.Rule, r.Name, r.Want, r.Came, strings.Join(r.Log, "\n"))
-			}
-		}
-	}
-}
-
-// byHand tries rules, or all, on a device that connects by itself and is reset when
-// that is asked for.
-func byHand(t *testing.T, slow bool, only []string) (all []Result, resets int) {
-	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		n := newMemNet()
-		start := launcher(n, fullCaps, "")
-		vars := Vars{URL: "ws://127.0.0.1:8080", Device: "bench-1", Token: "s3cret", Echo: "127.0.0.1:7007", HTTP: "127.0.0.1:7080", Dead: "127.0.0.1:1"}
-		var device Process
-		var err error
-		all, err = Run(context.Background(), Config{
-			Listen: "127.0.0.1:8080", Echo: vars.Echo, HTTP: vars.HTTP, OwnService: true, Device: vars.Device, Token: vars.Token,
-			Network: n.listen, MaxBackoff: maxBackoff, Slow: slow, Only: only,
-			Say: func(format string, args ...any) {
-				if !strings.Contains(format, "reset") && format != "waiting for the device" {
-					return
-				}
-				if device != nil {
-					device.Kill()
-					resets++
-				}
-				device, _ = start(vars)
-			},
-		})
-		if err != nil {
-			t.Error(err)
-		}
-		if device != nil {
 			device.Kill()
-		}
-	})
-	return all, resets
+			passed := 0
+			for _, r := range all {
+				switch r.Verdict {
+				case Pass:
+					passed++
+				case Fail:
+					t.Errorf("%s %s\nexpected: %s\ncame:     %s\n%s", r.Rule, r.Name, r.Want, r.Came, strings.Join(r.Log, "\n"))
+				}
+			}
+			if passed < 100 || !slow && resets == 0 || resets > 20 {
+				t.Errorf("%d cases pass, after %d resets", passed, resets)
+			}
+		})
+	}
 }
 
 // What no rule and no profile is, is said before anything is tried.

@@ -54,10 +54,12 @@ func givesCredit(t *T) {
 		t.check(given <= sent, want, "credit of %d for %d bytes", given, sent)
 	}
 	s.u.quiet(want, moment, func(e event) bool {
-		if k, p, ok := s.parse(e); ok && k == wire.FrameCredit {
+		k, p, ok := s.parse(e)
+		if ok && k == wire.FrameCredit {
 			given += wire.Credit(p)
 		}
-		return given > sent
+		// An agent that holds us to less than it has given resets the stream.
+		return given > sent || ok && k == wire.FrameReset
 	})
 }
 

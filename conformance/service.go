@@ -70,6 +70,19 @@ type local struct {
 // script has the case play the echo service from now on.
 func (t *T) script() { t.rig.scripted.Store(true) }
 
+// forgetServices ends the connections to the echo service that nobody has asked for:
+// a device that was reset may have dialled one for a tunnel of the case before.
+func (r *rig) forgetServices() {
+	for {
+		select {
+		case s := <-r.services:
+			s.conn.Close()
+		default:
+			return
+		}
+	}
+}
+
 // service waits for the agent's next connection to the echo service.
 func (t *T) service() *local {
 	s := t.tryService(t.patience())

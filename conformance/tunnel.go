@@ -168,6 +168,9 @@ func (h *handshake) greet(t *T, caps wire.Caps, adjust ...func(*wire.Ready)) *tu
 		a(&u.ready)
 	}
 	u.sock = h.accept(t)
+	if t.tunnel == nil {
+		t.rig.forgetServices()
+	}
 	u.text(string(wire.Encode(&u.ready)))
 	u.ports()
 	t.tunnel = u

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
@@ -89,7 +90,7 @@ func TestSecretsChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.SetSecrets(nil)
-	within(t, "read", func() {
+	ends.Within(t, "read", func() {
 		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, stream.ErrLost) {
 			t.Errorf("without a link: %v", err)
 		}
@@ -193,7 +194,7 @@ func TestReplay(t *testing.T) {
 	}
 	defer c.Close()
 	request, messages, _ := bytes.Cut(p.recorded, []byte("\r\n\r\n"))
-	within(t, "replay", func() {
+	ends.Within(t, "replay", func() {
 		io.WriteString(c, string(request)+"\r\n\r\n")
 		if _, err := c.Read(make([]byte, 4<<10)); err != nil { // 101
 			t.Error(err)
@@ -384,7 +385,7 @@ func TestHostileMessages(t *testing.T) {
 					text = seals.seal([]byte(message))
 				}
 				s.WriteMessage(c.op, text)
-				within(t, "end", func() {
+				ends.Within(t, "end", func() {
 					var end *socket.CloseError
 					if _, answer, err := s.ReadMessage(maxText); !errors.As(err, &end) || end.Code != c.code {
 						t.Errorf("%s, %v", answer, err)

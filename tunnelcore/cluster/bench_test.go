@@ -7,28 +7,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 )
-
-// loopback are two ends of a TCP connection.
-func loopback(t testing.TB) (a, b *net.TCPConn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c.(*net.TCPConn), s.(*net.TCPConn)
-}
 
 // What a visitor of another node gets: through TCP, a relay, the link, a relay and the
 // device's transfer socket, against the same way with plain TCP in the place of both
@@ -37,7 +19,7 @@ func BenchmarkBulk(b *testing.B) {
 	for _, kind := range []string{"plain tcp", "link"} {
 		for _, up := range []bool{true, false} {
 			b.Run(kind+map[bool]string{true: "/to the device", false: "/to the visitor"}[up], func(b *testing.B) {
-				visitor, x := loopback(b)
+				visitor, x := ends.Loopback(b)
 				defer visitor.Close()
 				var device net.Conn
 				var relays sync.WaitGroup
@@ -52,8 +34,8 @@ func BenchmarkBulk(b *testing.B) {
 					}
 					relay(x, s)
 				} else {
-					y, z := loopback(b)
-					v, w := loopback(b)
+					y, z := ends.Loopback(b)
+					v, w := ends.Loopback(b)
 					device = w
 					relay(x, y)
 					relay(z, v)

@@ -5,29 +5,12 @@ import (
 	"errors"
 	"io"
 	"net"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 )
-
-// deaf makes the system drop whatever comes for c, unacknowledged: as if its host had
-// vanished.
-func deaf(t *testing.T, c net.Conn) {
-	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	//lint:ignore SA1019 what replaces it is another dependency
-	drop := []syscall.SockFilter{*syscall.LsfStmt(syscall.BPF_RET|syscall.BPF_K, 0)}
-	//lint:ignore SA1019 as above
-	raw.Control(func(fd uintptr) { err = syscall.AttachLsf(int(fd), drop) })
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // soon makes a link look after its sockets more often than it does.
 func soon(n *edgeNode) { n.tendEvery = 250 * time.Millisecond }
@@ -58,8 +41,8 @@ func TestVanishedPeer(t *testing.T) {
 			}
 			defer s.Abort()
 			if c.vanishes {
-				deaf(t, <-ours)
-				deaf(t, b.conn.Load().(net.Conn))
+				ends.Deaf(t, <-ours)
+				ends.Deaf(t, b.conn.Load().(net.Conn))
 			}
 			wrote := make(chan error, 1)
 			if c.sends {
@@ -75,7 +58,7 @@ func TestVanishedPeer(t *testing.T) {
 						t.Errorf("it took %v", took)
 					}
 				}()
-				within(t, "device", func() {
+				ends.Within(t, "device", func() {
 					if _, err := io.Copy(io.Discard, device); !errors.Is(err, stream.ErrAborted) {
 						t.Errorf("%v", err)
 					}

@@ -6,42 +6,22 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/url"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
-	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 )
-
-// patience is how long a test waits for what should come at once.
-const patience = 20 * time.Second
-
-// within fails the test, with all stacks, when f does not return.
-func within(t testing.TB, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(patience):
-		buf := make([]byte, 1<<20)
-		t.Fatalf("%s: does not return\n%s", what, buf[:runtime.Stack(buf, true)])
-	}
-}
 
 // until waits for something that happens by itself.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(ends.Patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s: never", what)
 		}
@@ -124,7 +104,7 @@ func newNode(t testing.TB, id string, l *local, secrets ...string) *edgeNode {
 		n.server.Serve(listener)
 	}()
 	t.Cleanup(func() {
-		within(t, "Close of "+id, n.Close)
+		ends.Within(t, "Close of "+id, n.Close)
 		n.server.Close()
 		<-served
 	})
@@ -171,32 +151,8 @@ func pair(t testing.TB, o stream.Options) (edge, device *stream.Stream) {
 // sockets are two ends of a WebSocket over loopback.
 func sockets(t testing.TB) (client, server *socket.Socket) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	accepted := make(chan *socket.Socket, 1)
-	h := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s, err := accept.Upgrade(w, r, "test", socket.LargeBuffer, nil)
-		if err != nil {
-			t.Error(err)
-		}
-		accepted <- s
-	})}
-	go h.Serve(listener)
-	conn, err := net.Dial("tcp", listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := &url.URL{Scheme: "http", Host: listener.Addr().String(), Path: "/"}
-	client, err = socket.Dial(t.Context(), conn, u, nil, "test", socket.LargeBuffer)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server = <-accepted
-	h.Close()
-	return client, server
+	c, s := ends.Conns(t, "tcp")
+	return sockettest.Pair(t, c, s)
 }
 
 // device serves each stream of the owner's with what it is made of: the other end.

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -31,7 +32,7 @@ func open() Open { return Open{Device: "cam-17", Tunnel: "t1", Port: 80, From: v
 // exchange sends what is a request and its end, and reads the answer to its end.
 func exchange(t testing.TB, s *stream.Stream, request string) (answer string) {
 	t.Helper()
-	within(t, "exchange", func() {
+	ends.Within(t, "exchange", func() {
 		if _, err := io.WriteString(s, request); err != nil {
 			t.Errorf("write: %v", err)
 		}
@@ -163,7 +164,7 @@ func TestFailures(t *testing.T) {
 				read <- err
 			}()
 			c.fail(<-edges, m)
-			within(t, "failure", func() {
+			ends.Within(t, "failure", func() {
 				_, wrote := s.Write([]byte("late"))
 				for wrote == nil { // until it has come
 					_, wrote = s.Write([]byte("late"))
@@ -196,7 +197,7 @@ func TestAborts(t *testing.T) {
 		d := <-devices
 		io.WriteString(d, "half")
 		d.Abort()
-		within(t, "read", func() {
+		ends.Within(t, "read", func() {
 			got, err := io.ReadAll(s)
 			if !errors.Is(err, stream.ErrAborted) || errors.Is(err, stream.ErrLost) || !strings.HasPrefix("half", string(got)) {
 				t.Errorf("%q, %v", got, err)
@@ -212,7 +213,7 @@ func TestAborts(t *testing.T) {
 		io.WriteString(s, "half")
 		s.Abort()
 		d := <-devices
-		within(t, "read", func() {
+		ends.Within(t, "read", func() {
 			if got, err := io.ReadAll(d); !errors.Is(err, stream.ErrAborted) || !strings.HasPrefix("half", string(got)) {
 				t.Errorf("%q, %v", got, err)
 			}
@@ -239,7 +240,7 @@ func TestForget(t *testing.T) {
 		s, d := dial()
 		s2, d2 := dial()
 		forgets()
-		within(t, "reads", func() {
+		ends.Within(t, "reads", func() {
 			for _, s := range []*stream.Stream{s, s2} {
 				_, err := s.Read(make([]byte, 1))
 				if !errors.Is(err, stream.ErrLost) && !errors.Is(err, net.ErrClosed) || errors.Is(err, stream.ErrUnsent) {
@@ -294,13 +295,13 @@ func TestClose(t *testing.T) {
 			}()
 			<-dialling
 			n := map[string]*edgeNode{"dialler": a, "owner": b}[at]
-			within(t, "Close", n.Close)
-			within(t, "Dial", func() {
+			ends.Within(t, "Close", n.Close)
+			ends.Within(t, "Dial", func() {
 				if err := <-failed; !errors.Is(err, ErrAway) {
 					t.Errorf("%v", err)
 				}
 			})
-			within(t, "Close again", n.Close)
+			ends.Within(t, "Close again", n.Close)
 			if _, err := a.Dial(t.Context(), b.peer, open()); !errors.Is(err, ErrAway) {
 				t.Errorf("after Close: %v", err)
 			}
@@ -504,7 +505,7 @@ func TestPassCarriesAWebSocket(t *testing.T) {
 		h.Serve(l)
 	}})
 	// The agent's connection, and the node in between that relays it.
-	agent, x := loopback(t)
+	agent, x := ends.Loopback(t)
 	y, err := a.Pass(t.Context(), b.peer, Agent{Remote: netip.MustParseAddr("192.0.2.1")})
 	if err != nil {
 		t.Fatal(err)
@@ -514,7 +515,7 @@ func TestPassCarriesAWebSocket(t *testing.T) {
 		_, _, err := stream.Relay(t.Context(), x, y)
 		relayed <- err
 	}()
-	within(t, "stream", func() {
+	ends.Within(t, "stream", func() {
 		s, err := socket.Dial(t.Context(), agent, &url.URL{Scheme: "http", Host: "edge", Path: "/"}, nil, "test", socket.LargeBuffer)
 		if err != nil {
 			t.Error(err)

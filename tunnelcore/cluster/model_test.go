@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 )
 
@@ -122,7 +123,7 @@ func TestModel(t *testing.T) {
 		handshakes.Add(1)
 		return connect(ctx, network, address)
 	}
-	within(t, "streams", func() {
+	ends.Within(t, "streams", func() {
 		var wg sync.WaitGroup
 		for w := range workers {
 			wg.Go(func() {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // memory is a connection to itself that is not TCP. TLS allocates on its own.
@@ -31,9 +33,9 @@ func TestNoAllocations(t *testing.T) {
 				m := &memory{}
 				client, server = on(m, true), on(m, false)
 			}
-			for name, ends := range map[string][2]*Socket{"client to server": {client, server}, "server to client": {server, client}} {
-				from, to := ends[0], ends[1]
-				from.SetWriteTimeout(patience)
+			for name, way := range map[string][2]*Socket{"client to server": {client, server}, "server to client": {server, client}} {
+				from, to := way[0], way[1]
+				from.SetWriteTimeout(ends.Patience)
 				buf, in := make([]byte, Headroom+size), make([]byte, 64<<10)
 				read := func() {
 					op, err := to.Next()

@@ -7,6 +7,8 @@ import (
 	"net"
 	"runtime"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 func BenchmarkApplyMask(b *testing.B) {
@@ -38,9 +40,9 @@ func BenchmarkWrite(b *testing.B) {
 			{"message, client", true, func(s *Socket, buf []byte) error { return s.WriteMessage(Binary, buf[Headroom:]) }},
 		} {
 			b.Run(fmt.Sprint(c.name, "/", size), func(b *testing.B) {
-				near, far := conns(b, "tcp")
+				near, far := ends.Conns(b, "tcp")
 				s := on(near, c.client)
-				s.SetWriteTimeout(patience)
+				s.SetWriteTimeout(ends.Patience)
 				done := make(chan struct{})
 				go func() {
 					defer close(done)

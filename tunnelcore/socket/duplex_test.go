@@ -15,13 +15,15 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // A peer that reads nothing must not keep the reader from what it sent.
 func TestReaderNeverWaitsToReply(t *testing.T) {
-	for _, transport := range transports {
+	for _, transport := range ends.Transports {
 		t.Run(transport, func(t *testing.T) {
-			c, conn := conns(t, transport)
+			c, conn := ends.Conns(t, transport)
 			s := on(conn, false)
 			if transport != "pipe" { // a pipe takes nothing anyway
 				fill(t, s)
@@ -32,20 +34,20 @@ func TestReaderNeverWaitsToReply(t *testing.T) {
 				}
 				c.Write(masked(0x82, "data"))
 			}()
-			within(t, "ReadMessage", func() {
+			ends.Within(t, "ReadMessage", func() {
 				if _, b, err := s.ReadMessage(10); string(b) != "data" || err != nil {
 					t.Errorf("%q, %v", b, err)
 				}
 			})
 			// A close frame is echoed in time or not at all.
 			go c.Write(masked(0x88, "\x03\xe8"))
-			within(t, "Next", func() {
+			ends.Within(t, "Next", func() {
 				var end *CloseError
 				if _, err := s.Next(); !errors.As(err, &end) || end.Code != 1000 {
 					t.Errorf("%v", err)
 				}
 			})
-			within(t, "Close", func() { s.Close() })
+			ends.Within(t, "Close", func() { s.Close() })
 		})
 	}
 }
@@ -69,9 +71,9 @@ func fill(t *testing.T, s *Socket) {
 
 // Pings that come while a write is under way cost one pong, the last.
 func TestPingFlood(t *testing.T) {
-	client, conn := conns(t, "pipe")
+	client, conn := ends.Conns(t, "pipe")
 	s := on(conn, false)
-	within(t, "flood", func() {
+	ends.Within(t, "flood", func() {
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() {
@@ -108,9 +110,9 @@ func TestPingFlood(t *testing.T) {
 // A ping and a close frame that come while a write is under way are answered
 // after it, in that order.
 func TestRepliesFollowAWrite(t *testing.T) {
-	client, conn := conns(t, "pipe")
+	client, conn := ends.Conns(t, "pipe")
 	s := on(conn, false)
-	within(t, "replies", func() {
+	ends.Within(t, "replies", func() {
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() { s.WriteMessage(Binary, []byte("one write")) })
@@ -132,7 +134,7 @@ func TestRepliesFollowAWrite(t *testing.T) {
 
 // Ping does not wait behind a write.
 func TestPingWhileWriting(t *testing.T) {
-	client, conn := conns(t, "pipe")
+	client, conn := ends.Conns(t, "pipe")
 	s := on(conn, false)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -160,7 +162,7 @@ func TestPingWhileWriting(t *testing.T) {
 
 // WriteClose waits its time and no longer, however many writes stand before it.
 func TestWriteCloseIsBounded(t *testing.T) {
-	client, conn := conns(t, "pipe")
+	client, conn := ends.Conns(t, "pipe")
 	s := on(conn, false)
 	s.SetWriteTimeout(time.Hour)
 	var wg sync.WaitGroup
@@ -168,7 +170,7 @@ func TestWriteCloseIsBounded(t *testing.T) {
 		wg.Go(func() { s.WriteMessage(Binary, []byte("stuck")) })
 	}
 	waitUntilWriting(s)
-	within(t, "WriteClose", func() {
+	ends.Within(t, "WriteClose", func() {
 		// The peer takes one write, and would leave the next to its own timeout.
 		time.AfterFunc(50*time.Millisecond, func() { io.ReadFull(client, make([]byte, 2+len("stuck"))) })
 		if err := s.WriteClose(1001, "", 200*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -221,7 +223,7 @@ func TestWriteDeadlines(t *testing.T) {
 // nothing.
 func TestWriteTimeoutRenewed(t *testing.T) {
 	const timeout = 300 * time.Millisecond
-	c, conn := conns(t, "tcp")
+	c, conn := ends.Conns(t, "tcp")
 	conn.(*net.TCPConn).SetWriteBuffer(64 << 10)
 	c.(*net.TCPConn).SetReadBuffer(64 << 10)
 	for _, inPlace := range []bool{false, true} {
@@ -321,7 +323,7 @@ func TestCloseUnblocks(t *testing.T) {
 			})
 		}
 		waitUntilWriting(a)
-		within(t, "Close", func() { a.Close(); wg.Wait() })
+		ends.Within(t, "Close", func() { a.Close(); wg.Wait() })
 		if err := a.WriteMessage(Binary, nil); err == nil {
 			t.Error("write after Close: no error")
 		}
@@ -342,8 +344,8 @@ func waitUntilWriting(s *Socket) {
 // wait for it.
 func TestCloseOfStuckTLS(t *testing.T) {
 	c, conn := net.Pipe()
-	peer := tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "edge.test"})
-	s := on(tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{certificate}}), false)
+	peer := tls.Client(c, ends.ClientTLS())
+	s := on(tls.Server(conn, ends.ServerTLS()), false)
 	defer c.Close()
 	shaken := make(chan error, 1)
 	go func() {
@@ -360,7 +362,7 @@ func TestCloseOfStuckTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	within(t, "Close", func() { s.Close() })
+	ends.Within(t, "Close", func() { s.Close() })
 	if took := time.Since(start); took > 3*time.Second { // the goodbye would take 5
 		t.Errorf("took %v", took)
 	}
@@ -370,7 +372,7 @@ func TestCloseOfStuckTLS(t *testing.T) {
 func TestEnds(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Socket) {
 		go b.Close()
-		within(t, "Next", func() {
+		ends.Within(t, "Next", func() {
 			var end *CloseError
 			if _, err := a.Next(); !errors.As(err, &end) || end.Code != CloseAbnormal {
 				t.Errorf("%v", err)
@@ -381,7 +383,7 @@ func TestEnds(t *testing.T) {
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		wg.Go(func() {
-			if err := b.WriteClose(4001, "replaced", patience); err != nil {
+			if err := b.WriteClose(4001, "replaced", ends.Patience); err != nil {
 				t.Error(err)
 			}
 			var end *CloseError
@@ -390,7 +392,7 @@ func TestEnds(t *testing.T) {
 			}
 			b.Close()
 		})
-		within(t, "Next", func() {
+		ends.Within(t, "Next", func() {
 			var end *CloseError
 			if _, err := a.Next(); !errors.As(err, &end) || *end != (CloseError{4001, "replaced"}) {
 				t.Errorf("%v", err)
@@ -407,9 +409,9 @@ func TestEnds(t *testing.T) {
 				}
 			})
 		}
-		wg.Go(func() { a.WriteClose(1000, "", patience) })
-		wg.Go(func() { b.WriteClose(1001, "", patience) })
-		within(t, "both closes", wg.Wait)
+		wg.Go(func() { a.WriteClose(1000, "", ends.Patience) })
+		wg.Go(func() { b.WriteClose(1001, "", ends.Patience) })
+		ends.Within(t, "both closes", wg.Wait)
 	})
 }
 
@@ -512,7 +514,7 @@ func TestDuplex(t *testing.T) {
 		}
 		end(a, 1)
 		end(b, 2)
-		within(t, "duplex", wg.Wait)
+		ends.Within(t, "duplex", wg.Wait)
 	})
 }
 
@@ -558,7 +560,7 @@ func TestBothWriteFirst(t *testing.T) {
 				stopping.Go(func() { <-over; stop() })
 			})
 		}
-		within(t, "both", wg.Wait)
+		ends.Within(t, "both", wg.Wait)
 	})
 }
 

@@ -2,89 +2,20 @@ package socket
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"errors"
 	"io"
-	"math/big"
 	"net"
 	"os"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
-
-// patience is how long a test waits for what should come at once.
-const patience = 20 * time.Second
-
-// within fails the test, with all stacks, when f does not return.
-func within(t *testing.T, what string, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	select {
-	case <-done:
-	case <-time.After(patience):
-		buf := make([]byte, 1<<20)
-		t.Fatalf("%s: does not return\n%s", what, buf[:runtime.Stack(buf, true)])
-	}
-}
-
-// transports are what a socket may lie on.
-var transports = []string{"pipe", "tcp", "tls"}
-
-// conns returns two ends of a new connection, closed when the test ends.
-func conns(t testing.TB, transport string) (client, server net.Conn) {
-	t.Helper()
-	switch transport {
-	case "pipe":
-		client, server = net.Pipe()
-	case "tcp":
-		client, server = loopback(t)
-	case "tls":
-		c, s := loopback(t)
-		tc := tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "edge.test"})
-		ts := tls.Server(s, &tls.Config{Certificates: []tls.Certificate{certificate}})
-		failed := make(chan error, 1)
-		go func() { failed <- ts.Handshake() }()
-		if err := errors.Join(tc.Handshake(), <-failed); err != nil {
-			t.Fatal(err)
-		}
-		client, server = tc, ts
-		t.Cleanup(func() { c.Close(); s.Close() })
-		return client, server
-	}
-	t.Cleanup(func() { client.Close(); server.Close() })
-	return client, server
-}
-
-func loopback(t testing.TB) (client, server net.Conn) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if client, err = net.Dial("tcp", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if server, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	return client, server
-}
 
 // pair returns the two ends of a socket whose handshake is over.
 func pair(t testing.TB, transport string) (client, server *Socket) {
 	t.Helper()
-	c, s := conns(t, transport)
+	c, s := ends.Conns(t, transport)
 	return on(c, true), on(s, false)
 }
 
@@ -95,7 +26,7 @@ func on(c net.Conn, client bool) *Socket {
 
 // bothWays runs body with each transport, and each end in both roles.
 func bothWays(t *testing.T, body func(t *testing.T, a, b *Socket)) {
-	for _, transport := range transports {
+	for _, transport := range ends.Transports {
 		t.Run(transport+"/client first", func(t *testing.T) {
 			a, b := pair(t, transport)
 			body(t, a, b)
@@ -162,34 +93,4 @@ func (c *script) SetWriteDeadline(time.Time) error { return nil }
 func settle(s *Socket) {
 	s.lock(urgent)
 	defer s.unlock()
-}
-
-var (
-	certificate tls.Certificate
-	roots       = x509.NewCertPool()
-)
-
-func init() {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		DNSNames:              []string{"edge.test"},
-		NotBefore:             time.Now().Add(-time.Hour),
-		NotAfter:              time.Now().Add(time.Hour),
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	roots.AddCert(leaf)
-	certificate = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // Pieces and fills of any size carry the same bytes, whatever comes in between.
@@ -18,7 +20,7 @@ func TestFillAndPieces(t *testing.T) {
 			want[i] = byte(rng.Uint32())
 		}
 		var got []byte
-		within(t, "the bytes", func() {
+		ends.Within(t, "the bytes", func() {
 			go func() {
 				rng := rand.New(rand.NewPCG(3, 4))
 				for rest := want; len(rest) > 0; {

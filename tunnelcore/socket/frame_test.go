@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // masked is a client's frame with the mask 37 fa 21 3d, spelled out: payload as
@@ -177,7 +179,7 @@ func TestLengths(t *testing.T) {
 						sent <- a.WriteMessage(Binary, buf[Headroom:])
 					}
 				}()
-				within(t, "ReadMessage", func() {
+				ends.Within(t, "ReadMessage", func() {
 					op, got, err := b.ReadMessage(1 << 20)
 					if op != Binary || !bytes.Equal(got, want) || err != nil {
 						t.Errorf("length %d, in place %v: op %d, %d bytes, %v", length, inPlace, op, len(got), err)
@@ -404,14 +406,14 @@ func TestWriteCloseBytes(t *testing.T) {
 	} {
 		conn := &script{}
 		s := on(conn, false)
-		if err := s.WriteClose(c.code, c.reason, patience); err != nil {
+		if err := s.WriteClose(c.code, c.reason, ends.Patience); err != nil {
 			t.Fatal(err)
 		}
 		if got := fmt.Sprintf("% x", conn.written()); got != c.want {
 			t.Errorf("%d %q: wrote %s, want %s", c.code, c.reason, got, c.want)
 		}
 		// Nothing follows it, and it goes out once.
-		err := errors.Join(s.WriteClose(1001, "", patience))
+		err := errors.Join(s.WriteClose(1001, "", ends.Patience))
 		if err != nil || s.WriteMessage(Text, nil) != ErrClosed || s.WriteInPlace(Text, make([]byte, Headroom)) != ErrClosed {
 			t.Errorf("after it: %v", err)
 		}
@@ -448,7 +450,7 @@ func TestApplyMask(t *testing.T) {
 
 // A connection that returns no bytes and no error says nothing, not for ever.
 func TestEmptyReads(t *testing.T) {
-	a, b := conns(t, "pipe")
+	a, b := ends.Conns(t, "pipe")
 	s := on(b, false)
 	go func() {
 		frame := masked(0x82, strings.Repeat("x", 2000))
@@ -456,7 +458,7 @@ func TestEmptyReads(t *testing.T) {
 		a.Write(nil) // net.Pipe makes it a read of 0 bytes
 		a.Write(frame[1000:])
 	}()
-	within(t, "pieces", func() {
+	ends.Within(t, "pieces", func() {
 		if _, err := s.Next(); err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 const subprotocol = "iottunnel.v1"
@@ -58,7 +60,7 @@ func switching(r *http.Request) string {
 }
 
 func TestDialRequest(t *testing.T) {
-	client, server := conns(t, "pipe")
+	client, server := ends.Conns(t, "pipe")
 	var got *http.Request
 	go answerWith(server, 0, func(r *http.Request) string { got = r; return switching(r) })
 	s, err := Dial(t.Context(), client, target, http.Header{"Authorization": {"Bearer x"}}, subprotocol, SmallBuffer)
@@ -77,9 +79,9 @@ func TestDialRequest(t *testing.T) {
 func TestDialKeepsWhatFollows(t *testing.T) {
 	frames := cat(plain(0x81, "ready"), plain(0x82, strings.Repeat("x", 700)), plain(0x88, "\x03\xe9"))
 	for step := range 300 {
-		client, server := conns(t, "pipe")
+		client, server := ends.Conns(t, "pipe")
 		go answerWith(server, step, func(r *http.Request) string { return switching(r) + string(frames) })
-		within(t, "Dial", func() {
+		ends.Within(t, "Dial", func() {
 			s, err := Dial(t.Context(), client, target, nil, subprotocol, SmallBuffer)
 			if err != nil {
 				t.Fatalf("step %d: %v", step, err)
@@ -143,12 +145,12 @@ func TestDialRefused(t *testing.T) {
 	} {
 		for _, step := range []int{0, 1, 100} {
 			t.Run(fmt.Sprint(c.name, "/", step), func(t *testing.T) {
-				client, server := conns(t, "pipe")
+				client, server := ends.Conns(t, "pipe")
 				go func() {
 					answerWith(server, step, c.answer)
 					server.Close()
 				}()
-				within(t, "Dial", func() {
+				ends.Within(t, "Dial", func() {
 					s, err := Dial(t.Context(), client, target, nil, subprotocol, SmallBuffer)
 					if s != nil || err == nil {
 						t.Fatalf("got %v, %v", s, err)
@@ -190,17 +192,17 @@ func TestDialCancelled(t *testing.T) {
 			cancel()
 		}},
 	} {
-		for _, transport := range transports {
+		for _, transport := range ends.Transports {
 			t.Run(c.name+"/"+transport, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
-				client, server := conns(t, transport)
+				client, server := ends.Conns(t, transport)
 				if c.serve == nil {
 					cancel()
 				} else {
 					go c.serve(t, server, cancel)
 				}
-				within(t, "Dial", func() {
+				ends.Within(t, "Dial", func() {
 					if _, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer); !errors.Is(err, context.Canceled) {
 						t.Errorf("%v", err)
 					}
@@ -210,12 +212,12 @@ func TestDialCancelled(t *testing.T) {
 	}
 	t.Run("inside the body", func(t *testing.T) { // the status is known, and tells more
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-		client, server := conns(t, "pipe") // takes it all before it is cancelled
+		client, server := ends.Conns(t, "pipe") // takes it all before it is cancelled
 		go func() {
 			answerWith(server, 0, func(*http.Request) string { return "HTTP/1.1 403 Forbidden\r\nContent-Length: 1000\r\n\r\nhalf" })
 			cancel()
 		}()
-		within(t, "Dial", func() {
+		ends.Within(t, "Dial", func() {
 			_, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
 			var refused *StatusError
 			if !errors.As(err, &refused) || refused.Status != 403 {
@@ -226,10 +228,10 @@ func TestDialCancelled(t *testing.T) {
 	t.Run("at any moment", func(t *testing.T) {
 		for i := range 200 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
-			client, server := conns(t, "pipe")
+			client, server := ends.Conns(t, "pipe")
 			go answerWith(server, 0, switching)
 			timer := time.AfterFunc(time.Duration(i)*time.Microsecond, cancel)
-			within(t, "Dial", func() {
+			ends.Within(t, "Dial", func() {
 				s, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
 				switch {
 				case err != nil && !errors.Is(err, context.Canceled):
@@ -252,7 +254,7 @@ func TestDialCancelled(t *testing.T) {
 func TestDialSetsNoDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	defer cancel()
-	client, server := conns(t, "pipe")
+	client, server := ends.Conns(t, "pipe")
 	go answerWith(server, 0, switching)
 	s, err := Dial(ctx, &watched{Conn: client, t: t}, target, nil, subprotocol, SmallBuffer)
 	if err != nil {
@@ -275,9 +277,9 @@ func (w *watched) SetDeadline(d time.Time) error {
 
 // A deadline of the handshake does not outlive it.
 func TestDialClearsDeadlines(t *testing.T) {
-	client, server := conns(t, "pipe")
+	client, server := ends.Conns(t, "pipe")
 	client.SetDeadline(time.Now().Add(time.Hour))
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), ends.Patience)
 	go answerWith(server, 0, switching)
 	s, err := Dial(ctx, client, target, nil, subprotocol, SmallBuffer)
 	if err != nil {
@@ -314,7 +316,7 @@ func TestHandshake(t *testing.T) {
 			u.Scheme = scheme
 			secure := strings.HasSuffix(scheme, "s") && scheme != "ws"
 			if secure {
-				srv.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
+				srv.TLS = ends.ServerTLS()
 				srv.StartTLS()
 			} else {
 				srv.Start()
@@ -324,7 +326,7 @@ func TestHandshake(t *testing.T) {
 				t.Fatal(err)
 			}
 			if secure {
-				conn = tls.Client(conn, &tls.Config{RootCAs: roots, ServerName: "edge.test"})
+				conn = tls.Client(conn, ends.ClientTLS())
 			}
 			a, err := Dial(t.Context(), conn, &u, nil, subprotocol, LargeBuffer)
 			if err != nil {

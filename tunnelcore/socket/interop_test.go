@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // withGorilla runs body with one of our sockets and a peer of gorilla's, as
@@ -79,14 +81,14 @@ func TestInteropMessages(t *testing.T) {
 				for part := range 5 {
 					// Flushed as fragments whenever gorilla's buffer is full.
 					io.WriteString(w, m[size*part/5:size*(part+1)/5])
-					peer.WriteControl(websocket.PingMessage, []byte("between"), time.Now().Add(patience))
+					peer.WriteControl(websocket.PingMessage, []byte("between"), time.Now().Add(ends.Patience))
 				}
 				if err := w.Close(); err != nil {
 					t.Error(err)
 				}
 			}
 		})
-		within(t, "from gorilla", func() {
+		ends.Within(t, "from gorilla", func() {
 			for i, size := range sizes {
 				for _, want := range []Opcode{Binary, Text} {
 					op, b, err := s.ReadMessage(1 << 20)
@@ -110,7 +112,7 @@ func TestInteropMessages(t *testing.T) {
 		})
 		pongs := 0
 		peer.SetPongHandler(func(string) error { pongs++; return nil })
-		within(t, "to gorilla", func() {
+		ends.Within(t, "to gorilla", func() {
 			for i, size := range sizes {
 				for _, want := range []int{websocket.BinaryMessage, websocket.TextMessage} {
 					op, b, err := peer.ReadMessage()
@@ -137,7 +139,7 @@ func TestInteropPing(t *testing.T) {
 		defer peer.Close()
 		wg.Go(func() { peer.NextReader() })
 		wg.Go(func() { s.Next() })
-		if err := peer.WriteControl(websocket.PingMessage, []byte("payload"), time.Now().Add(patience)); err != nil {
+		if err := peer.WriteControl(websocket.PingMessage, []byte("payload"), time.Now().Add(ends.Patience)); err != nil {
 			t.Fatal(err)
 		}
 		if got := <-pong; got != "payload" {
@@ -148,7 +150,7 @@ func TestInteropPing(t *testing.T) {
 		if sent, err := s.Ping(); !sent || err != nil {
 			t.Fatal(sent, err)
 		}
-		within(t, "pong", func() { // gorilla answers while it reads
+		ends.Within(t, "pong", func() { // gorilla answers while it reads
 			for s.Heard() == before {
 				time.Sleep(time.Millisecond)
 			}
@@ -168,7 +170,7 @@ func TestInteropClose(t *testing.T) {
 						t.Errorf("gorilla read %v", err)
 					}
 				})
-				if err := s.WriteClose(code, "why", patience); err != nil {
+				if err := s.WriteClose(code, "why", ends.Patience); err != nil {
 					t.Fatal(err)
 				}
 				var end *CloseError
@@ -185,7 +187,7 @@ func TestInteropClose(t *testing.T) {
 						t.Errorf("%v", err)
 					}
 				})
-				if err := peer.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, "why"), time.Now().Add(patience)); err != nil {
+				if err := peer.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, "why"), time.Now().Add(ends.Patience)); err != nil {
 					t.Fatal(err)
 				}
 				var end *websocket.CloseError

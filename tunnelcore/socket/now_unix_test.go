@@ -7,18 +7,20 @@ import (
 	"net"
 	"syscall"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // What has come of a frame is returned at once, and together.
 func TestFillDoesNotWait(t *testing.T) {
 	for _, part := range []int{1, 4 << 10, 5000, 40 << 10} {
-		client, conn := conns(t, "tcp")
+		client, conn := ends.Conns(t, "tcp")
 		s := on(client, true)
 		frame := append([]byte{0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0}, make([]byte, part)...)
 		if _, err := conn.Write(frame); err != nil {
 			t.Fatal(err)
 		}
-		within(t, "fill", func() {
+		ends.Within(t, "fill", func() {
 			if _, err := s.Next(); err != nil {
 				t.Fatal(err)
 			}
@@ -36,7 +38,7 @@ func TestFillDoesNotWait(t *testing.T) {
 
 // An error that a read without waiting was told of is the next read's.
 func TestFillTellsErrors(t *testing.T) {
-	client, conn := conns(t, "tcp")
+	client, conn := ends.Conns(t, "tcp")
 	s := on(client, true)
 	conn.Write(append([]byte{0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0}, make([]byte, 20<<10)...))
 	if _, err := s.Next(); err != nil {
@@ -48,7 +50,7 @@ func TestFillTellsErrors(t *testing.T) {
 	}
 	conn.(*net.TCPConn).SetLinger(0)
 	conn.Close()
-	within(t, "reset", func() {
+	ends.Within(t, "reset", func() {
 		for s.feed.err == nil {
 			if n := s.FillNow(buf, 64<<10); n != 0 {
 				t.Fatal(n)

@@ -10,6 +10,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // passing are the ends of two connections: what is written to in comes from, and may
@@ -19,9 +21,9 @@ func passing(t *testing.T) (in net.Conn, from *net.TCPConn, client, server *Sock
 	if runtime.GOOS != "linux" {
 		t.Skip("passes on Linux alone")
 	}
-	in, b := conns(t, "tcp")
-	c, s := conns(t, "tcp")
-	d, far := conns(t, "tcp")
+	in, b := ends.Conns(t, "tcp")
+	c, s := ends.Conns(t, "tcp")
+	d, far := ends.Conns(t, "tcp")
 	return in, b.(*net.TCPConn), on(c, true), on(s, false), d.(*net.TCPConn), far
 }
 

@@ -5,6 +5,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // covered is a connection that says what is below it.
@@ -18,10 +20,10 @@ func TestTuneControl(t *testing.T) {
 		t.Run(transport, func(t *testing.T) {
 			var conn net.Conn
 			if transport == "tls" {
-				conn, _ = conns(t, "tls")
+				conn, _ = ends.Conns(t, "tls")
 				conn = covered{conn}
 			} else {
-				conn, _ = conns(t, "tcp")
+				conn, _ = ends.Conns(t, "tcp")
 			}
 			if transport == "wrapped" {
 				conn = covered{covered{conn}}
@@ -56,7 +58,7 @@ func TestTuneControl(t *testing.T) {
 // What queues in the kernel behind a peer that reads nothing stays short.
 func TestTuneControlShortensTheQueue(t *testing.T) {
 	queued := func(tuned bool) (n int) {
-		client, server := conns(t, "tcp")
+		client, server := ends.Conns(t, "tcp")
 		client.(*net.TCPConn).SetReadBuffer(16 << 10)
 		server.(*net.TCPConn).SetWriteBuffer(1 << 20)
 		if tuned {

@@ -6,6 +6,8 @@ import (
 	"io"
 	"testing"
 	"unsafe"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // A trimmed connection has no buffer, and reads on: also what had come before.
@@ -13,7 +15,7 @@ func TestTrimTLS(t *testing.T) {
 	if len(tlsBuffers) != 2 {
 		t.Fatalf("crypto/tls is made otherwise: see what an idle connection keeps; found %v", tlsBuffers)
 	}
-	client, server := conns(t, "tls")
+	client, server := ends.Conns(t, "tls")
 	c := server.(*tls.Conn)
 	held := func() (n int) {
 		for _, offset := range tlsBuffers {

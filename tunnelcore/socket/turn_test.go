@@ -12,12 +12,14 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // Text goes before data, and else who came first goes first.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, conn := conns(t, "pipe")
+		client, conn := ends.Conns(t, "pipe")
 		s := on(conn, false)
 		var wg sync.WaitGroup
 		write := func(op Opcode, text string) {
@@ -56,7 +58,7 @@ func TestTurns(t *testing.T) {
 // A ping follows the write under way, before all that waits.
 func TestPingSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, conn := conns(t, "pipe")
+		client, conn := ends.Conns(t, "pipe")
 		s := on(conn, false)
 		var wg sync.WaitGroup
 		for _, m := range []string{"one", "two"} {
@@ -119,7 +121,7 @@ func TestWriteMessages(t *testing.T) {
 // bound; who does not let others write ends that.
 func TestWritesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, conn := conns(t, "pipe")
+		client, conn := ends.Conns(t, "pipe")
 		sizes := &sized{Conn: conn}
 		s := on(sizes, false)
 		var wg sync.WaitGroup
@@ -171,7 +173,7 @@ func (c *sized) Write(p []byte) (int, error) {
 
 // A TLS record is no longer than the peer wants it.
 func TestSetWriteMost(t *testing.T) {
-	client, conn := conns(t, "pipe")
+	client, conn := ends.Conns(t, "pipe")
 	sizes := &sized{Conn: conn}
 	s := on(sizes, false)
 	s.SetWriteMost(512)
@@ -188,7 +190,7 @@ func TestSetWriteMost(t *testing.T) {
 // Who gives up sends nothing, and leaves the socket to the others.
 func TestGiveUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, conn := conns(t, "pipe")
+		client, conn := ends.Conns(t, "pipe")
 		s := on(conn, false)
 		go s.WriteMessage(Binary, []byte("under way"))
 		synctest.Wait()
@@ -283,7 +285,7 @@ func TestTurnsRace(t *testing.T) {
 			got++
 		}
 	}()
-	within(t, "turns", func() {
+	ends.Within(t, "turns", func() {
 		wg.Wait()
 		if err := a.WriteMessage(Binary, nil); err != nil {
 			t.Error(err)

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // What a visitor gets through TCP, a relay, a stream, a relay and TCP, against
@@ -18,12 +20,12 @@ func BenchmarkRelay(b *testing.B) {
 		for _, up := range []bool{true, false} {
 			name := map[bool]string{true: "visitor to service", false: "service to visitor"}[up]
 			b.Run(fmt.Sprint(middle, "/", name), func(b *testing.B) {
-				visitor, x := loopback(b)
-				service, y := loopback(b)
+				visitor, x := ends.Loopback(b)
+				service, y := ends.Loopback(b)
 				var c, s net.Conn
 				switch middle {
 				case "plain tcp", "plain tls":
-					c, s = conns(b, middle[len("plain "):])
+					c, s = ends.Conns(b, middle[len("plain "):])
 				default:
 					c, s = pair(b, middle[len("stream on "):], Options{})
 				}
@@ -78,7 +80,7 @@ func BenchmarkIdleRelay(b *testing.B) {
 		var inner [][2]net.Conn
 		var outer []net.Conn
 		for range n {
-			visitor, x := loopback(b)
+			visitor, x := ends.Loopback(b)
 			peer, y := pair(b, "tcp", Options{})
 			inner, outer = append(inner, [2]net.Conn{x, y}), append(outer, visitor, peer)
 		}

@@ -9,7 +9,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 )
 
 // whyError is what the tests' Why makes of how a socket ended.
@@ -28,8 +30,8 @@ func why(err error) error {
 // peer.
 func partingPair(t *testing.T, transport string, farewell func(error) (int, string)) (relayed, peer *Stream) {
 	t.Helper()
-	c, s := conns(t, transport)
-	a, b := sockets(t, c, s)
+	c, s := ends.Conns(t, transport)
+	a, b := sockettest.Pair(t, c, s)
 	owner := new(sync.WaitGroup)
 	relayed = New(b, Options{Owner: owner, Farewell: farewell})
 	peer = New(a, Options{Owner: owner, Why: why})
@@ -44,7 +46,7 @@ func partingPair(t *testing.T, transport string, farewell func(error) (int, stri
 // The other end of a stream that a relay gives up reads and writes for what cause.
 func TestFarewell(t *testing.T) {
 	cause := errors.New("the service broke")
-	for _, transport := range transports {
+	for _, transport := range ends.Transports {
 		t.Run(transport, func(t *testing.T) {
 			relayed, peer := partingPair(t, transport, func(err error) (int, string) {
 				if !errors.Is(err, cause) {
@@ -56,7 +58,7 @@ func TestFarewell(t *testing.T) {
 			defer service.Close()
 			ctx, cancel := context.WithCancelCause(context.Background())
 			done := relayBetween(ctx, local, relayed)
-			within(t, "farewell", func() {
+			ends.Within(t, "farewell", func() {
 				io.WriteString(peer, "request")
 				if b := make([]byte, 7); true {
 					io.ReadFull(service, b)
@@ -114,7 +116,7 @@ func TestNoFarewell(t *testing.T) {
 		relayed, peer := partingPair(t, "tcp", func(error) (int, string) { return 4321, "" })
 		relayed.Close()
 		relayed.part(io.ErrUnexpectedEOF)
-		within(t, "Owner", relayed.opts.Owner.Wait)
+		ends.Within(t, "Owner", relayed.opts.Owner.Wait)
 		if r := readAll(peer); r.err != nil && r.err != (whyError{socket.CloseAbnormal}) {
 			t.Errorf("%+v", r)
 		}
@@ -123,8 +125,8 @@ func TestNoFarewell(t *testing.T) {
 
 // A transfer socket that begins with a stream can have others after it.
 func TestParkedWithoutMux(t *testing.T) {
-	c, s := conns(t, "tcp")
-	a, b := sockets(t, c, s)
+	c, s := ends.Conns(t, "tcp")
+	a, b := sockettest.Pair(t, c, s)
 	defer a.Close()
 	defer b.Close()
 	for i := range 100 {
@@ -132,7 +134,7 @@ func TestParkedWithoutMux(t *testing.T) {
 		parked := make(chan *socket.Socket, 2)
 		opts := Options{Owner: owner, Parked: func(s *socket.Socket) { parked <- s }}
 		x, y := New(a, opts), New(b, opts)
-		within(t, "exchange", func() {
+		ends.Within(t, "exchange", func() {
 			go func() {
 				io.WriteString(x, fmt.Sprint("request ", i))
 				x.CloseWrite()

@@ -4,26 +4,12 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
 	"testing"
 	"time"
-)
 
-// deaf makes the system drop whatever comes for c, unacknowledged.
-func deaf(t *testing.T, c net.Conn) {
-	t.Helper()
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
-	//lint:ignore SA1019 what replaces it is another dependency
-	drop := []syscall.SockFilter{*syscall.LsfStmt(syscall.BPF_RET|syscall.BPF_K, 0)}
-	//lint:ignore SA1019 as above
-	raw.Control(func(fd uintptr) { err = syscall.AttachLsf(int(fd), drop) })
-	if err != nil {
-		t.Fatal(err)
-	}
-}
+	"github.com/iottunnel/iottunnel/internal/ends"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
+)
 
 // A peer that reads none of our pings, because it is blocked elsewhere, is slow; one
 // whose system acknowledges nothing is gone.
@@ -34,8 +20,8 @@ func TestKeepAliveAsksTCP(t *testing.T) {
 		for _, full := range []bool{false, true} {
 			t.Run(transport+map[bool]string{false: "", true: ", window closed"}[full], func(t *testing.T) {
 				t.Parallel()
-				c, s := conns(t, transport)
-				a, peer := sockets(t, c, s)
+				c, s := ends.Conns(t, transport)
+				a, peer := sockettest.Pair(t, c, s)
 				defer peer.Close()
 				stream := New(a, Options{})
 				defer stream.Abort()
@@ -69,7 +55,7 @@ func TestKeepAliveAsksTCP(t *testing.T) {
 				if tls, ok := s.(interface{ NetConn() net.Conn }); ok {
 					below = tls.NetConn()
 				}
-				deaf(t, below)
+				ends.Deaf(t, below)
 				for range 2 + missedPings {
 					<-calls.C
 					stream.KeepAlive()
@@ -87,8 +73,8 @@ func TestKeepAliveAsksTCP(t *testing.T) {
 // A ping behind what the peer does not take would wait for it, and with it who keeps
 // others alive.
 func TestKeepAliveWaitsForNobody(t *testing.T) {
-	c, s := conns(t, "tcp")
-	a, peer := sockets(t, c, s)
+	c, s := ends.Conns(t, "tcp")
+	a, peer := sockettest.Pair(t, c, s)
 	defer peer.Close()
 	stream := New(a, Options{})
 	defer stream.Abort()
@@ -103,7 +89,7 @@ func TestKeepAliveWaitsForNobody(t *testing.T) {
 		}
 	}
 	c.SetWriteDeadline(time.Time{})
-	within(t, "KeepAlive", func() {
+	ends.Within(t, "KeepAlive", func() {
 		for range 2 * missedPings {
 			stream.KeepAlive()
 		}

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // Two ends do random things: writes of any size, stalls, deadlines, ends, closes
@@ -34,7 +36,7 @@ func TestModel(t *testing.T) {
 					a, b = pair(t, shape, Options{MessageMax: 1 + rng.IntN(5000)})
 				}
 				m := &model{t: t}
-				within(t, "model", func() {
+				ends.Within(t, "model", func() {
 					var wg sync.WaitGroup
 					m.end(&wg, a, b, 0, rng.Uint64())
 					m.end(&wg, b, a, 1, rng.Uint64())

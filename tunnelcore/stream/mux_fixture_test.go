@@ -8,7 +8,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 )
 
 // link is an edge and an agent with a control socket between them. Its `open` is
@@ -40,12 +42,12 @@ type muxEnd struct {
 
 // newLink makes one, which ends with the test.
 func newLink(t testing.TB, transport string, o MuxOptions, reuse bool) *link {
-	client, server := conns(t, transport)
+	client, server := ends.Conns(t, transport)
 	return linkOn(t, client, server, transport, o, reuse)
 }
 
 func linkOn(t testing.TB, client, server net.Conn, transport string, o MuxOptions, reuse bool) *link {
-	a, b := sockets(t, client, server)
+	a, b := sockettest.Pair(t, client, server)
 	l := &link{t: t, transport: transport, reuse: reuse}
 	l.agent, l.edge = l.end(a, o), l.end(b, o)
 	l.agent.text = func(m []byte) {
@@ -168,8 +170,8 @@ func (l *link) pair(credit int) (edge, agent *Stream) {
 
 // transfer makes a transfer socket.
 func (l *link) transfer() (agent, edge *socket.Socket) {
-	client, server := conns(l.t, l.transport)
-	return sockets(l.t, client, server)
+	client, server := ends.Conns(l.t, l.transport)
+	return sockettest.Pair(l.t, client, server)
 }
 
 // attach gives both ends a transfer socket.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -34,7 +35,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte, inline bool) {
 		near, far := net.Pipe()
 		defer far.Close()
-		_, sock := sockets(t, far, near)
+		_, sock := sockettest.Pair(t, far, near)
 		go io.Copy(io.Discard, far)
 		defer sock.Close()
 		m := NewMux(sock, MuxOptions{Inline: inline})

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 )
 
@@ -23,7 +24,7 @@ func TestMuxModel(t *testing.T) {
 		rounds = 3
 	}
 	for seed := range rounds {
-		for _, transport := range transports {
+		for _, transport := range ends.Transports {
 			for _, kind := range []string{"early", "reuse", "inline"} {
 				t.Run(fmt.Sprint(transport, "/", kind, "/", seed), func(t *testing.T) {
 					rng := rand.New(rand.NewPCG(uint64(seed), 11))
@@ -32,7 +33,7 @@ func TestMuxModel(t *testing.T) {
 						calm:  seed%3 == 0,
 						kills: seed%3 == 1,
 					}
-					within(t, "model", func() { g.play(rng) })
+					ends.Within(t, "model", func() { g.play(rng) })
 				})
 			}
 		}

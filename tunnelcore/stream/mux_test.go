@@ -10,13 +10,15 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 )
 
 // each runs body with each transport of the control socket, and each end in both
 // roles.
 func each(t *testing.T, o MuxOptions, reuse bool, body func(t *testing.T, l *link, credit int)) {
-	for _, transport := range transports {
+	for _, transport := range ends.Transports {
 		for _, credit := range []int{0, 1, 1000, 64 << 10} {
 			if o.Inline && credit == 0 {
 				continue
@@ -52,7 +54,7 @@ func TestEarlyHalfClose(t *testing.T) {
 				if when == "never" {
 					request, answer = request[:min(credit, len(request))], answer[:min(credit, len(answer))]
 				}
-				within(t, "half close", func() {
+				ends.Within(t, "half close", func() {
 					edge, agent := l.pair(credit)
 					attach := func(now string) {
 						if when == now {
@@ -112,11 +114,11 @@ func TestOpenLeavesWithFirstBytes(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()
 	writes := &counted{Conn: near}
-	_, edge := sockets(t, far, writes)
+	_, edge := sockettest.Pair(t, far, writes)
 	defer edge.Close()
 	m := NewMux(edge, MuxOptions{})
 	writes.n.Store(0)
-	within(t, "open", func() {
+	ends.Within(t, "open", func() {
 		c, err := m.Open(7, 100, Options{Open: []byte(`{"type":"open"}`)})
 		if err != nil {
 			t.Error(err)
@@ -155,7 +157,7 @@ func TestEarlyAbort(t *testing.T) {
 		for _, by := range []string{"edge", "agent"} {
 			t.Run(state+"/"+by, func(t *testing.T) {
 				each(t, MuxOptions{Inline: state == "inline"}, false, func(t *testing.T, l *link, credit int) {
-					within(t, "abort", func() {
+					ends.Within(t, "abort", func() {
 						edge, agent := l.pair(credit)
 						aborter, other := edge, agent
 						if by == "agent" {
@@ -205,10 +207,10 @@ func TestEarlyAbort(t *testing.T) {
 
 // A transfer socket whose stream has ended both ways carries the next one.
 func TestReuse(t *testing.T) {
-	for _, transport := range transports {
+	for _, transport := range ends.Transports {
 		t.Run(transport, func(t *testing.T) {
 			l := newLink(t, transport, MuxOptions{}, true)
-			within(t, "reuse", func() {
+			ends.Within(t, "reuse", func() {
 				sa, se := l.transfer()
 				for i := range 20 {
 					edge, agent := l.pair(i % 3 * 100)
@@ -218,7 +220,7 @@ func TestReuse(t *testing.T) {
 					done := make(chan outcome, 1)
 					service, inner := net.Conn(nil), net.Conn(nil)
 					if i%2 == 0 {
-						service, inner = loopback(t)
+						service, inner = ends.Loopback(t)
 					} else {
 						service, inner = halfPipes()
 					}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -178,7 +179,7 @@ func TestEarlyDeadlines(t *testing.T) {
 	// Waiting for one's turn on the control socket.
 	synctest.Test(t, func(t *testing.T) {
 		client, server := net.Pipe()
-		a, b := sockets(t, client, server)
+		a, b := sockettest.Pair(t, client, server)
 		m := NewMux(b, MuxOptions{})
 		go b.WriteMessage(socket.Binary, []byte("stuck"))
 		synctest.Wait()

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // relayed is a relay under test: what visitor and service do at the outer ends
@@ -43,10 +45,11 @@ func relayBetween(ctx context.Context, a, b net.Conn) <-chan outcome {
 // kinds are what a relay joins: a TCP connection or a stream, at either end.
 var kinds = []string{"tcp", "stream on tcp", "agent's stream on tcp", "stream on tls", "stream on pipe"}
 
-func ends(t testing.TB, kind string) (outer, inner net.Conn) {
+// endsOf are the ends of what a relay joins: the far one, and that of the relay.
+func endsOf(t testing.TB, kind string) (outer, inner net.Conn) {
 	t.Helper()
 	if kind == "tcp" {
-		return conns(t, "tcp")
+		return ends.Conns(t, "tcp")
 	}
 	if kind == "agent's stream on tcp" {
 		a, b := pair(t, "tcp", Options{})
@@ -60,8 +63,8 @@ func eachRelay(t *testing.T, body func(t *testing.T, r relayed)) {
 	for _, ka := range kinds {
 		for _, kb := range kinds {
 			t.Run(ka+" to "+kb, func(t *testing.T) {
-				visitor, a := ends(t, ka)
-				service, b := ends(t, kb)
+				visitor, a := endsOf(t, ka)
+				service, b := endsOf(t, kb)
 				body(t, relayed{visitor, service, relayBetween(t.Context(), a, b)})
 			})
 		}
@@ -79,7 +82,7 @@ func TestRelayHalfClose(t *testing.T) {
 	eachRelay(t, func(t *testing.T, r relayed) {
 		request := bytes.Repeat([]byte("request "), 20000)
 		answer := bytes.Repeat([]byte("answer! "), 30000)
-		within(t, "relay", func() {
+		ends.Within(t, "relay", func() {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				r.visitor.Write(request)
@@ -111,10 +114,10 @@ func TestRelayBulk(t *testing.T) {
 	const size = 6 << 20
 	for _, kind := range []string{"stream on tcp", "agent's stream on tcp"} {
 		t.Run(kind, func(t *testing.T) {
-			visitor, a := ends(t, "tcp")
-			service, b := ends(t, kind)
+			visitor, a := endsOf(t, "tcp")
+			service, b := endsOf(t, kind)
 			done := relayBetween(t.Context(), a, b)
-			within(t, "bulk", func() {
+			ends.Within(t, "bulk", func() {
 				var wg sync.WaitGroup
 				send := func(c net.Conn, seed byte) {
 					random := rand.NewChaCha8([32]byte{seed})
@@ -174,14 +177,14 @@ func TestRelayBulkAbort(t *testing.T) {
 	for _, kind := range []string{"stream on tcp", "agent's stream on tcp"} {
 		for _, upwards := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/%v", kind, upwards), func(t *testing.T) {
-				visitor, a := ends(t, "tcp")
-				service, b := ends(t, kind)
+				visitor, a := endsOf(t, "tcp")
+				service, b := endsOf(t, kind)
 				from, to := visitor, service
 				if !upwards {
 					from, to = service, visitor
 				}
 				done := relayBetween(t.Context(), a, b)
-				within(t, "abort", func() {
+				ends.Within(t, "abort", func() {
 					wrote := make(chan error, 1)
 					go func() {
 						for {
@@ -222,7 +225,7 @@ func TestRelayAbort(t *testing.T) {
 					if _, isStream := aborter.(*Stream); after == "its own end" && !isStream {
 						return // TCP says nothing between an end and the next write
 					}
-					within(t, "abort", func() {
+					ends.Within(t, "abort", func() {
 						io.WriteString(aborter, "x")
 						if _, err := io.ReadFull(other, make([]byte, 1)); err != nil {
 							t.Error(err)
@@ -265,11 +268,11 @@ func TestRelayContext(t *testing.T) {
 	for _, ka := range kinds {
 		for _, kb := range kinds {
 			t.Run(ka+" to "+kb, func(t *testing.T) {
-				visitor, a := ends(t, ka)
-				service, b := ends(t, kb)
+				visitor, a := endsOf(t, ka)
+				service, b := endsOf(t, kb)
 				ctx, cancel := context.WithCancelCause(t.Context())
 				done := relayBetween(ctx, a, b)
-				within(t, "relay", func() {
+				ends.Within(t, "relay", func() {
 					io.WriteString(visitor, "x")
 					io.ReadFull(service, make([]byte, 1))
 					cancel(reason)
@@ -288,9 +291,9 @@ func TestRelayContext(t *testing.T) {
 	t.Run("ended before", func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		cancel(reason)
-		_, a := ends(t, "tcp")
-		_, b := ends(t, "stream on tcp")
-		within(t, "relay", func() {
+		_, a := endsOf(t, "tcp")
+		_, b := endsOf(t, "stream on tcp")
+		ends.Within(t, "relay", func() {
 			if got := <-relayBetween(ctx, a, b); got.err != reason {
 				t.Errorf("%+v", got)
 			}
@@ -356,12 +359,12 @@ func (p *halfPipe) Close() error                { return errors.Join(p.Conn.Clos
 
 // A read deadline that a handshake left does not end the relay.
 func TestRelayClearsDeadlines(t *testing.T) {
-	visitor, a := ends(t, "tcp")
-	service, b := ends(t, "stream on tcp")
+	visitor, a := endsOf(t, "tcp")
+	service, b := endsOf(t, "stream on tcp")
 	a.SetDeadline(time.Unix(1, 0))
 	b.SetReadDeadline(time.Unix(1, 0))
 	done := relayBetween(t.Context(), a, b)
-	within(t, "relay", func() {
+	ends.Within(t, "relay", func() {
 		io.WriteString(visitor, "x")
 		visitor.Close()
 		if got := readAll(service); got != (result{"x", nil}) {
@@ -376,11 +379,11 @@ func TestRelayClearsDeadlines(t *testing.T) {
 
 // A connection that was given up by its system is no half-idle one.
 func TestRelayTimedOut(t *testing.T) {
-	visitor, a := ends(t, "stream on tcp")
-	_, b := ends(t, "tcp")
+	visitor, a := endsOf(t, "stream on tcp")
+	_, b := endsOf(t, "tcp")
 	lost := &lostConn{Conn: b, lost: make(chan struct{})}
 	done := relayBetween(t.Context(), a, lost)
-	within(t, "relay", func() {
+	ends.Within(t, "relay", func() {
 		closeWriteOf(t, visitor)
 		<-lost.lost
 		if got := <-done; !errors.Is(got.err, syscall.ETIMEDOUT) {
@@ -412,10 +415,10 @@ func (c *lostConn) CloseWrite() error           { return nil }
 
 // A TLS visitor sees an abort as one: TLS' goodbye would be an end.
 func TestRelayAbortsTLS(t *testing.T) {
-	visitor, a := conns(t, "tls")
-	service, b := ends(t, "stream on tcp")
+	visitor, a := ends.Conns(t, "tls")
+	service, b := endsOf(t, "stream on tcp")
 	done := relayBetween(t.Context(), a, b)
-	within(t, "relay", func() {
+	ends.Within(t, "relay", func() {
 		io.WriteString(service, "x")
 		if _, err := io.ReadFull(visitor, make([]byte, 1)); err != nil {
 			t.Error(err)
@@ -432,10 +435,10 @@ func TestRelayAbortsTLS(t *testing.T) {
 
 // A pipe has no half-close: it stays open until both directions have ended.
 func TestRelayPipe(t *testing.T) {
-	visitor, a := ends(t, "stream on tcp")
+	visitor, a := endsOf(t, "stream on tcp")
 	service, b := net.Pipe()
 	done := relayBetween(t.Context(), a, b)
-	within(t, "relay", func() {
+	ends.Within(t, "relay", func() {
 		go func() {
 			io.WriteString(visitor, "request")
 			closeWriteOf(t, visitor)
@@ -456,8 +459,8 @@ func TestRelayPipe(t *testing.T) {
 
 // chain is the way of a visitor to a service: TCP, relay, stream, relay, TCP.
 func chain(t testing.TB, transport string) (visitor, service net.Conn, done func()) {
-	visitor, a := loopback(t)
-	service, d := loopback(t)
+	visitor, a := ends.Loopback(t)
+	service, d := ends.Loopback(t)
 	b, c := pair(t, transport, Options{})
 	t.Cleanup(func() { visitor.Close(); service.Close() })
 	first, second := relayBetween(context.Background(), a, b), relayBetween(context.Background(), c, d)
@@ -469,7 +472,7 @@ func chain(t testing.TB, transport string) (visitor, service net.Conn, done func
 func TestEchoDoesNotDeadlock(t *testing.T) {
 	visitor, service, done := chain(t, "tls")
 	const size = 12 << 20
-	within(t, "echo", func() {
+	ends.Within(t, "echo", func() {
 		var wg sync.WaitGroup
 		wg.Go(func() { // slow at first: everything fills
 			time.Sleep(200 * time.Millisecond)
@@ -514,7 +517,7 @@ func TestEchoDoesNotDeadlock(t *testing.T) {
 func TestManyStreams(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
-		visitor, service, done := chain(t, transports[i%2])
+		visitor, service, done := chain(t, ends.Transports[i%2])
 		wg.Go(func() {
 			data := bytes.Repeat([]byte{byte(i)}, 1000+i*100)
 			var both sync.WaitGroup
@@ -536,5 +539,5 @@ func TestManyStreams(t *testing.T) {
 			done()
 		})
 	}
-	within(t, "200 streams", wg.Wait)
+	ends.Within(t, "200 streams", wg.Wait)
 }

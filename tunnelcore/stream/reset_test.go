@@ -8,16 +8,18 @@ import (
 	"net"
 	"syscall"
 	"testing"
+
+	"github.com/iottunnel/iottunnel/internal/ends"
 )
 
 // The system reports a reset once: when a write has taken the report, a read
 // returns an end that is none.
 func TestWasReset(t *testing.T) {
-	visitor, a := loopback(t)
+	visitor, a := ends.Loopback(t)
 	defer a.Close()
 	visitor.SetLinger(0)
 	visitor.Close()
-	within(t, "write", func() {
+	ends.Within(t, "write", func() {
 		for {
 			if _, err := a.Write([]byte("x")); err != nil {
 				if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
@@ -41,7 +43,7 @@ func TestWasReset(t *testing.T) {
 
 func TestWasNotReset(t *testing.T) {
 	for name, end := range map[string]func(*net.TCPConn) error{"half-closed": (*net.TCPConn).CloseWrite, "closed": (*net.TCPConn).Close} {
-		visitor, a := loopback(t)
+		visitor, a := ends.Loopback(t)
 		io.WriteString(visitor, "all")
 		end(visitor)
 		if got := readAll(a); got != (result{"all", nil}) || wasReset(a) {

@@ -14,14 +14,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket/sockettest"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // What a stream puts on the wire: pieces are messages, an end is an empty one.
 func TestStreamMessages(t *testing.T) {
-	c, s := conns(t, "pipe")
-	a, peer := sockets(t, c, s)
+	c, s := ends.Conns(t, "pipe")
+	a, peer := sockettest.Pair(t, c, s)
 	stream := New(a, Options{MessageMax: 4})
 	defer stream.Abort()
 	done := make(chan struct{})
@@ -56,7 +58,7 @@ func TestStreamMessages(t *testing.T) {
 
 func TestHalfClose(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Stream) {
-		within(t, "half close", func() {
+		ends.Within(t, "half close", func() {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				io.WriteString(a, "request")
@@ -88,7 +90,7 @@ func TestHalfClose(t *testing.T) {
 // An abort is never mistaken for an end, whatever was sent before.
 func TestAbort(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Stream) {
-		within(t, "abort", func() {
+		ends.Within(t, "abort", func() {
 			got := reading(a)
 			io.WriteString(b, "not all")
 			b.Abort()
@@ -106,7 +108,7 @@ func TestAbort(t *testing.T) {
 		})
 	})
 	bothWays(t, func(t *testing.T, a, b *Stream) { // after its own end
-		within(t, "abort", func() {
+		ends.Within(t, "abort", func() {
 			got := reading(a)
 			if err := b.CloseWrite(); err != nil {
 				t.Error(err)
@@ -151,9 +153,9 @@ func TestCallsUnderWay(t *testing.T) {
 					last = written.Load()
 					time.Sleep(20 * time.Millisecond)
 				}
-				within(t, name, func() { end(a); wg.Wait() })
+				ends.Within(t, name, func() { end(a); wg.Wait() })
 				// The peer must not take what came for the whole.
-				within(t, "the peer", func() {
+				ends.Within(t, "the peer", func() {
 					if r := readAll(b); !errors.Is(r.err, ErrAborted) {
 						t.Errorf("the peer read %d bytes and then %v", len(r.data), r.err)
 					}
@@ -216,7 +218,7 @@ func TestCallsWhileLingering(t *testing.T) {
 func TestCloseKeepsWhatWasSent(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Stream) {
 		sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
-		within(t, "close", func() {
+		ends.Within(t, "close", func() {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				if _, err := a.Write(sent); err != nil {
@@ -238,7 +240,7 @@ func TestCloseKeepsWhatWasSent(t *testing.T) {
 // Close with data of the peer unread, or coming, is an abort to it, as of TCP.
 func TestCloseWithDataUnread(t *testing.T) {
 	bothWays(t, func(t *testing.T, a, b *Stream) {
-		within(t, "close", func() {
+		ends.Within(t, "close", func() {
 			var wg sync.WaitGroup
 			wg.Go(func() {
 				for {
@@ -268,7 +270,7 @@ func TestAbortWhileLingering(t *testing.T) {
 	if got := readAll(b); got != (result{}) {
 		t.Errorf("%+v", got)
 	}
-	within(t, "abort", func() {
+	ends.Within(t, "abort", func() {
 		a.Abort()
 		a.Abort()
 		a.opts.Owner.Wait()
@@ -281,7 +283,7 @@ func TestAbortWhileLingering(t *testing.T) {
 // Everything that can be called, at once.
 func TestEndingRaces(t *testing.T) {
 	for i := range 60 {
-		a, b := pair(t, transports[i%len(transports)], Options{})
+		a, b := pair(t, ends.Transports[i%len(ends.Transports)], Options{})
 		var wg sync.WaitGroup
 		for _, s := range []*Stream{a, b} {
 			for _, f := range []func(){
@@ -296,7 +298,7 @@ func TestEndingRaces(t *testing.T) {
 				wg.Go(s.Abort)
 			}
 		}
-		within(t, "everything", func() {
+		ends.Within(t, "everything", func() {
 			wg.Wait()
 			a.opts.Owner.Wait()
 		})
@@ -315,7 +317,7 @@ func TestDeadlines(t *testing.T) {
 			}
 			b.CloseWrite()
 		})
-		within(t, "reads", func() {
+		ends.Within(t, "reads", func() {
 			var got []byte
 			buf := make([]byte, 777)
 			for n := 0; ; n++ {
@@ -341,7 +343,7 @@ func TestDeadlines(t *testing.T) {
 			t.Errorf("write: %v", err)
 		}
 		a.Close()
-		within(t, "the peer", func() {
+		ends.Within(t, "the peer", func() {
 			if r := <-got; !errors.Is(r.err, ErrAborted) {
 				t.Errorf("the peer read %+v", r)
 			}
@@ -360,15 +362,15 @@ func TestMalformed(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, s := conns(t, "tcp")
-			a, peer := sockets(t, c, s)
+			c, s := ends.Conns(t, "tcp")
+			a, peer := sockettest.Pair(t, c, s)
 			stream := New(a, Options{})
 			defer stream.Abort()
 			defer peer.Close()
 			if err := send(peer); err != nil {
 				t.Fatal(err)
 			}
-			within(t, "read", func() {
+			ends.Within(t, "read", func() {
 				r := readAll(stream)
 				if r.err == nil {
 					r.err = stream.awaitClose()
@@ -391,12 +393,12 @@ func TestMalformed(t *testing.T) {
 // The peer may close as soon as it has our end, before our call returns: that is
 // no abort.
 func TestCloseRightAfterTheEnd(t *testing.T) {
-	c, s := conns(t, "pipe")
+	c, s := ends.Conns(t, "pipe")
 	slow := &late{Conn: c}
-	a, peer := sockets(t, slow, s)
+	a, peer := sockettest.Pair(t, slow, s)
 	stream := New(a, Options{})
 	defer stream.Abort()
-	within(t, "ends", func() {
+	ends.Within(t, "ends", func() {
 		var wg sync.WaitGroup
 		wg.Go(func() { peer.WriteMessage(socket.Binary, nil) })
 		if got := readAll(stream); got != (result{}) {
@@ -426,14 +428,14 @@ func TestCloseRightAfterTheEnd(t *testing.T) {
 // A peer that closes once both directions have ended gets its close frame, also if
 // the stream is closed here while that is written.
 func TestCloseDuringTheAnswer(t *testing.T) {
-	c, s := conns(t, "pipe")
+	c, s := ends.Conns(t, "pipe")
 	told := &telling{Conn: c, writes: make(chan struct{}, 10)}
-	a, peer := sockets(t, told, s)
+	a, peer := sockettest.Pair(t, told, s)
 	owner := new(sync.WaitGroup)
 	defer owner.Wait()
 	stream := New(a, Options{Owner: owner})
 	defer stream.Abort()
-	within(t, "ends", func() {
+	ends.Within(t, "ends", func() {
 		var wg sync.WaitGroup
 		wg.Go(func() { peer.WriteMessage(socket.Binary, nil) })
 		if got := readAll(stream); got != (result{}) {
@@ -503,7 +505,7 @@ func TestAwaitCloseIgnoresDeadlines(t *testing.T) {
 		t.Fatalf("%v", err)
 	case <-time.After(50 * time.Millisecond):
 	}
-	within(t, "close", func() {
+	ends.Within(t, "close", func() {
 		a.Close()
 		if err := <-await; err != nil {
 			t.Error(err)
@@ -514,8 +516,8 @@ func TestAwaitCloseIgnoresDeadlines(t *testing.T) {
 // KeepAlive pings when nothing moved, and gives up a peer that does not answer for
 // long although its answer would be read, where TCP does not say more.
 func TestKeepAlive(t *testing.T) {
-	c, s := conns(t, "tcp")
-	a, peer := sockets(t, struct{ net.Conn }{c}, s)
+	c, s := ends.Conns(t, "tcp")
+	a, peer := sockettest.Pair(t, struct{ net.Conn }{c}, s)
 	stream := New(a, Options{})
 	defer stream.Abort()
 	defer peer.Close()
@@ -556,7 +558,7 @@ func TestKeepAlive(t *testing.T) {
 		t.Fatal(err)
 	default:
 	}
-	within(t, "abort", func() {
+	ends.Within(t, "abort", func() {
 		for {
 			select {
 			case err := <-read:
@@ -576,7 +578,7 @@ func TestKeepAlive(t *testing.T) {
 // wait waits for ok, which it asks again and again.
 func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	within(t, what, func() {
+	ends.Within(t, what, func() {
 		for !ok() {
 			runtime.Gosched()
 		}

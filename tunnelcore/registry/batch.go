@@ -88,9 +88,9 @@ type batch struct {
 	rested     resting            // those of ports that rest, or did before a later change
 
 	credentials map[string]*storedCredential // nil: gone
-	codes       map[string]*storedCode       // nil: gone
-	journals    map[string]*storedJournal    // nil: gone
-	grants      map[string]*storedGrant      // nil: gone
+	codes       staging[*storedCode]
+	journals    map[string]*storedJournal // nil: gone
+	grants      staging[*storedGrant]
 }
 
 // resting is the public ports of each device that rest.
@@ -111,12 +111,13 @@ func (r resting) remove(device string, public uint16) {
 }
 
 func (m *Memory) newBatch() *batch {
+	now := m.clock.decide()
 	b := &batch{
-		m: m, now: m.clock.decide(), generation: m.generation,
+		m: m, now: now, generation: m.generation,
 		devices: map[string]*record{}, labels: map[string]string{}, ports: map[uint16]portUse{},
 		rested:      resting{},
-		credentials: map[string]*storedCredential{}, codes: map[string]*storedCode{},
-		journals: map[string]*storedJournal{}, grants: map[string]*storedGrant{},
+		credentials: map[string]*storedCredential{}, journals: map[string]*storedJournal{},
+		codes: m.secrets.codes.stage(now, m.unsureCodes), grants: m.grants.stage(now, m.unsureGrants),
 	}
 	for id := range m.unsureDevices {
 		b.devices[id] = m.published(id)
@@ -127,14 +128,8 @@ func (m *Memory) newBatch() *batch {
 	for device := range m.unsureCredentials {
 		b.credentials[device] = m.credential(device)
 	}
-	for id := range m.unsureCodes {
-		b.codes[id] = m.secrets.codes.get(id)
-	}
 	for device := range m.unsureJournals {
 		b.journals[device] = m.journal(device)
-	}
-	for id := range m.unsureGrants {
-		b.grants[id] = m.grants.get(id)
 	}
 	return b
 }
@@ -149,7 +144,7 @@ func (m *Memory) published(device string) *record {
 
 // changed says whether there is anything to write.
 func (b *batch) changed() bool {
-	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes) > 0 || len(b.journals) > 0 || len(b.grants) > 0
+	return len(b.devices) > 0 || len(b.ports) > 0 || len(b.credentials) > 0 || len(b.codes.changed) > 0 || len(b.journals) > 0 || len(b.grants.changed) > 0
 }
 
 // device returns the record of a device that has a lease, else nil. It clears
@@ -403,7 +398,7 @@ func (b *batch) publish() {
 	m.generation = b.generation
 	b.publishSecrets()
 	b.publishJournals()
-	b.m.publishGrants(b.grants)
+	m.grants.publish(b.grants.changed)
 	moved := false
 	for port, use := range b.ports {
 		moved = m.public.set(port, use) || moved

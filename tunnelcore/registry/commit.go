@@ -133,13 +133,13 @@ func (m *Memory) write(b *batch) error {
 		for device := range b.credentials {
 			m.unsureCredentials[device] = struct{}{}
 		}
-		for id := range b.codes {
+		for id := range b.codes.changed {
 			m.unsureCodes[id] = struct{}{}
 		}
 		for device := range b.journals {
 			m.unsureJournals[device] = struct{}{}
 		}
-		for id := range b.grants {
+		for id := range b.grants.changed {
 			m.unsureGrants[id] = struct{}{}
 		}
 		return err
@@ -174,9 +174,8 @@ func (m *Memory) save(b *batch) error {
 	return nil
 }
 
-// sweep clears away some of the ended leases and rests, where it left off, and
-// expired codes. A
-// failed write is logged and the next sweep tries again.
+// sweep clears away some of the ended leases and rests, where it left off, and expired
+// codes, grants and journals. A failed write is logged and the next sweep tries again.
 func (m *Memory) sweep() {
 	b := m.newBatch()
 	page := m.ids.after(nil, m.swept, sweepSize)
@@ -196,12 +195,9 @@ func (m *Memory) sweep() {
 			break
 		}
 	}
-	_, expired := m.secrets.codes.split(b.now)
-	for _, id := range expired {
-		b.codes[id] = nil
-	}
+	b.codes.sweep()
 	b.sweepJournals()
-	b.sweepGrants()
+	b.grants.sweep()
 	if m.clock.stepped() && !b.changed() {
 		_ = m.save(b) // ties the clock to the new wall clock; logged
 		return

@@ -16,7 +16,7 @@ import (
 type secrets struct {
 	credentials sync.Map // device → *storedCredential
 	enrolled    ids      // of devices
-	codes       codeTable
+	codes       table[*storedCode]
 	notices     notices
 }
 
@@ -40,45 +40,7 @@ type storedCode struct {
 	hash SecretHash
 }
 
-// codeTable is the codes by id; those that have expired go with the next sweep.
-type codeTable struct {
-	mu sync.RWMutex // guards by
-	by map[string]*storedCode
-}
-
-func (t *codeTable) get(id string) *storedCode {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.by[id]
-}
-
-func (t *codeTable) set(id string, c *storedCode) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if c == nil {
-		delete(t.by, id)
-		return
-	}
-	if t.by == nil {
-		t.by = map[string]*storedCode{}
-	}
-	t.by[id] = c
-}
-
-// split returns the codes that have not expired, and the ids of the others.
-func (t *codeTable) split(now int64) (live map[string]*storedCode, expired []string) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	live = make(map[string]*storedCode, len(t.by))
-	for id, c := range t.by {
-		if c.UntilMS > now {
-			live[id] = c
-		} else {
-			expired = append(expired, id)
-		}
-	}
-	return live, expired
-}
+func (c *storedCode) until() int64 { return c.UntilMS }
 
 // loadCredential takes in a credential of the file, and loadCode a code.
 func (m *Memory) loadCredential(device string, c storedCredential) (err error) {
@@ -97,7 +59,7 @@ func (m *Memory) loadCode(id string, c storedCode) (err error) {
 	if c.hash, err = ParseSecretHash(c.Hash); err != nil {
 		return fmt.Errorf("code %q: %w", id, err)
 	}
-	m.secrets.codes.set(id, &c)
+	m.secrets.codes.publish(map[string]*storedCode{id: &c})
 	return nil
 }
 
@@ -181,30 +143,16 @@ func (m *Memory) AddCode(ctx context.Context, c Code) error {
 		return err
 	}
 	return m.mutate(ctx, func(b *batch) error {
-		if b.code(c.ID) != nil {
+		if b.codes.get(c.ID) != nil {
 			return fmt.Errorf("%w: code %s is there already", ErrInvalid, c.ID)
 		}
-		live, expired := m.secrets.codes.split(b.now)
-		for _, id := range expired {
-			if _, staged := b.codes[id]; !staged {
-				b.codes[id] = nil
-			}
-		}
-		n := len(live)
-		for id, code := range b.codes {
-			if code != nil && live[id] == nil {
-				n++
-			} else if code == nil && live[id] != nil {
-				n--
-			}
-		}
-		if n >= MaxCodes {
+		if b.codes.full(MaxCodes) {
 			return ErrTooManyCodes
 		}
-		b.codes[c.ID] = &storedCode{
+		b.codes.set(c.ID, &storedCode{
 			Hash: c.Hash.String(), Device: c.Device, CreatedMS: b.now,
 			UntilMS: b.now + millis(c.Until.Sub(m.clock.time(b.now))), hash: c.Hash,
-		}
+		})
 		return nil
 	})
 }
@@ -212,11 +160,11 @@ func (m *Memory) AddCode(ctx context.Context, c Code) error {
 // TakeCode implements Credentials.
 func (m *Memory) TakeCode(ctx context.Context, id string, hash SecretHash, device string, known bool) error {
 	return m.mutate(ctx, func(b *batch) error {
-		c := b.code(id)
+		c := b.codes.get(id)
 		if c == nil || subtle.ConstantTimeCompare(c.hash[:], hash[:]) != 1 || c.Device != device && (c.Device != "" || known) {
 			return ErrUnknown
 		}
-		b.codes[id] = nil
+		b.codes.remove(id)
 		return nil
 	})
 }
@@ -224,10 +172,10 @@ func (m *Memory) TakeCode(ctx context.Context, id string, hash SecretHash, devic
 // DropCode implements Credentials.
 func (m *Memory) DropCode(ctx context.Context, id string) error {
 	return m.mutate(ctx, func(b *batch) error {
-		if b.code(id) == nil {
+		if b.codes.get(id) == nil {
 			return ErrUnknown
 		}
-		b.codes[id] = nil
+		b.codes.remove(id)
 		return nil
 	})
 }
@@ -237,7 +185,7 @@ func (m *Memory) Codes(ctx context.Context) ([]Code, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	live, _ := m.secrets.codes.split(m.clock.read())
+	live := m.secrets.codes.live(m.clock.read())
 	codes := make([]Code, 0, len(live))
 	for id, c := range live {
 		codes = append(codes, Code{
@@ -265,18 +213,6 @@ func (b *batch) credential(device string) *storedCredential {
 	return b.m.credential(device)
 }
 
-// code returns a code that has not expired, as the batch leaves it, else nil.
-func (b *batch) code(id string) *storedCode {
-	c, staged := b.codes[id]
-	if !staged {
-		c = b.m.secrets.codes.get(id)
-	}
-	if c == nil || c.UntilMS <= b.now {
-		return nil
-	}
-	return c
-}
-
 // publishSecrets shows everybody what the batch has changed.
 func (b *batch) publishSecrets() {
 	s := &b.m.secrets
@@ -290,9 +226,7 @@ func (b *batch) publishSecrets() {
 			s.enrolled.add(device)
 		}
 	}
-	for id, c := range b.codes {
-		s.codes.set(id, c)
-	}
+	s.codes.publish(b.codes.changed)
 }
 
 // notices are those of one process: none outlives it, nor does a tunnel.

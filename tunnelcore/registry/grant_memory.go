@@ -3,8 +3,6 @@ package registry
 import (
 	"context"
 	"fmt"
-	"maps"
-	"sync"
 )
 
 // storedGrant is a grant as the file keeps it.
@@ -20,95 +18,15 @@ type storedGrant struct {
 	hash SecretHash
 }
 
-// grantTable is the grants by id; those that have expired go with the next sweep.
-type grantTable struct {
-	mu sync.RWMutex // guards by
-	by map[string]*storedGrant
-}
-
-func (t *grantTable) get(id string) *storedGrant {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return t.by[id]
-}
-
-// size counts those that have expired, too.
-func (t *grantTable) size() int {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	return len(t.by)
-}
-
-// split returns the grants that have not expired, and the ids of the others.
-func (t *grantTable) split(now int64) (live map[string]*storedGrant, expired []string) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	live = make(map[string]*storedGrant, len(t.by))
-	for id, g := range t.by {
-		if g.UntilMS > now {
-			live[id] = g
-		} else {
-			expired = append(expired, id)
-		}
-	}
-	return live, expired
-}
+func (g *storedGrant) until() int64 { return g.UntilMS }
 
 // loadGrant takes in a grant of the file.
 func (m *Memory) loadGrant(id string, g storedGrant) (err error) {
 	if g.hash, err = ParseSecretHash(g.Hash); err != nil {
 		return fmt.Errorf("grant %q: %w", id, err)
 	}
-	m.publishGrants(map[string]*storedGrant{id: &g})
+	m.grants.publish(map[string]*storedGrant{id: &g})
 	return nil
-}
-
-// publishGrants shows everybody what has changed; those that are nil are gone.
-func (m *Memory) publishGrants(changed map[string]*storedGrant) {
-	t := &m.grants
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.by == nil {
-		t.by = map[string]*storedGrant{}
-	}
-	maps.Copy(t.by, changed)
-	maps.DeleteFunc(t.by, func(_ string, g *storedGrant) bool { return g == nil })
-}
-
-// grant returns a grant that has not expired, as the batch leaves it, else nil.
-func (b *batch) grant(id string) *storedGrant {
-	g, staged := b.grants[id]
-	if !staged {
-		g = b.m.grants.get(id)
-	}
-	if g == nil || g.UntilMS <= b.now {
-		return nil
-	}
-	return g
-}
-
-// sweepGrants takes those away that have expired, and returns the others.
-func (b *batch) sweepGrants() (live map[string]*storedGrant) {
-	live, expired := b.m.grants.split(b.now)
-	for _, id := range expired {
-		if _, staged := b.grants[id]; !staged {
-			b.grants[id] = nil
-		}
-	}
-	return live
-}
-
-// countGrants counts those that have not expired, as the batch leaves them.
-func (b *batch) countGrants() int {
-	live := b.sweepGrants()
-	for id, staged := range b.grants {
-		if staged == nil {
-			delete(live, id)
-		} else {
-			live[id] = staged
-		}
-	}
-	return len(live)
 }
 
 // AddGrant implements Grants.
@@ -117,16 +35,16 @@ func (m *Memory) AddGrant(ctx context.Context, g Grant) error {
 		return err
 	}
 	return m.mutate(ctx, func(b *batch) error {
-		if b.grant(g.ID) != nil {
+		if b.grants.get(g.ID) != nil {
 			return fmt.Errorf("%w: grant %s is there already", ErrInvalid, g.ID)
 		}
-		if b.m.grants.size()+len(b.grants) >= MaxGrants && b.countGrants() >= MaxGrants {
+		if b.grants.full(MaxGrants) {
 			return ErrTooManyGrants
 		}
-		b.grants[g.ID] = &storedGrant{
+		b.grants.set(g.ID, &storedGrant{
 			Kind: g.Kind, Device: g.Device, Port: g.Port, By: g.By, Hash: g.Hash.String(),
 			CreatedMS: b.now, UntilMS: b.now + millis(g.Until.Sub(m.clock.time(b.now))), hash: g.Hash,
-		}
+		})
 		return nil
 	})
 }
@@ -155,10 +73,10 @@ func (m *Memory) publicGrant(id string, g *storedGrant) Grant {
 // DropGrant implements Grants.
 func (m *Memory) DropGrant(ctx context.Context, id string) error {
 	return m.mutate(ctx, func(b *batch) error {
-		if b.grant(id) == nil {
+		if b.grants.get(id) == nil {
 			return ErrUnknown
 		}
-		b.grants[id] = nil
+		b.grants.remove(id)
 		return nil
 	})
 }
@@ -168,7 +86,7 @@ func (m *Memory) Grants(ctx context.Context, after string, limit int) ([]Grant, 
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	live, _ := m.grants.split(m.clock.read())
+	live := m.grants.live(m.clock.read())
 	ids := make([]string, 0, len(live))
 	for id := range live {
 		ids = append(ids, id)

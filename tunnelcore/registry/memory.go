@@ -46,7 +46,7 @@ type Memory struct {
 	hints    Hints
 	secrets  secrets  // of enrolled devices
 	journals sync.Map // device → *storedJournal; written by the committer
-	grants   grantTable
+	grants   table[*storedGrant]
 	state    // the committer's own
 
 	ops     chan *op

@@ -265,10 +265,10 @@ func writeMaps(tx *bbolt.Tx, b *batch) error {
 	if err := putAll(tx.Bucket(bucketSecrets), b.credentials); err != nil {
 		return err
 	}
-	if err := putAll(tx.Bucket(bucketCodes), b.codes); err != nil {
+	if err := putAll(tx.Bucket(bucketCodes), b.codes.changed); err != nil {
 		return err
 	}
-	if err := putAll(tx.Bucket(bucketGrants), b.grants); err != nil {
+	if err := putAll(tx.Bucket(bucketGrants), b.grants.changed); err != nil {
 		return err
 	}
 	return putAll(tx.Bucket(bucketJournal), b.journals)

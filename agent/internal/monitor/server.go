@@ -66,8 +66,9 @@ func (s *Server) Local() bool { return s.local }
 func (s *Server) Serve(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { s.listener.Close() })
+	stop := context.AfterFunc(ctx, s.Close) // ends an Accept
 	defer stop()
+	defer s.Close() // the one above may not have begun
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	room := make(chan struct{}, maxClients)
@@ -97,7 +98,7 @@ func (s *Server) Serve(ctx context.Context) {
 	}
 }
 
-// Close ends a server that does not serve.
+// Close ends the listening, of a server that does not serve as well.
 func (s *Server) Close() { s.listener.Close() }
 
 // serve answers one request.

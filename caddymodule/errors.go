@@ -15,8 +15,10 @@ import (
 // respond answers a visitor with e, or returns it for the operator's error
 // routes, if some are going to answer.
 func respond(w http.ResponseWriter, r *http.Request, e *answers.Error) error {
-	if errors.Is(e, context.Canceled) {
-		return caddyhttp.Error(499, e) // as reverse_proxy does for who has left
+	// As reverse_proxy does for who has left. What this node has given up while it
+	// stops is Canceled, too.
+	if errors.Is(e, context.Canceled) && r.Context().Err() != nil {
+		return caddyhttp.Error(499, e)
 	}
 	withoutBody(w, r)
 	err := caddyhttp.Error(e.Status(), e)

@@ -29,6 +29,7 @@ type edge struct {
 	bounded     bool         // devices' bandwidth is
 
 	shutdown sync.Once
+	unserved chan struct{} // closed when no site serves any more
 	ending   atomic.Bool   // shutdown was done
 	down     chan struct{} // closed when the hub has ended
 }
@@ -57,7 +58,7 @@ type generation struct {
 // the key.
 func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) {
 	hurry(func(e *edge) bool { return e.key == key }) // else the registry knows the node as live
-	e := &edge{key: key, logger: a.logger, down: make(chan struct{})}
+	e := &edge{key: key, logger: a.logger, unserved: make(chan struct{}), down: make(chan struct{})}
 	e.journal = newJournal(key.node, e.log)
 	reg, err := holdRegistry(key.registry, a, func() {
 		e.hooks.Close() // it reads what the journal writes
@@ -68,7 +69,7 @@ func openEdge(a *App, key edgeKey, settings tunnelcore.Settings) (*edge, error) 
 	}
 	e.hooks = e.hooksOf(reg)
 	e.journal.start(reg)
-	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: measure(reg), Settings: settings, Observer: metrics})
+	hub, err := tunnelcore.New(tunnelcore.Config{Node: key.node, Registry: measure(reg), Settings: settings, Observer: metrics, Unserved: e.unserved})
 	if err != nil {
 		return nil, err // the hub has closed the registry
 	}
@@ -163,6 +164,7 @@ const (
 // Destruct ends the edge. It returns when nothing of it is left, nor of those
 // before it; or, if another edge has taken its place, at once.
 func (e *edge) Destruct() error {
+	close(e.unserved) // the sites of all that held it have stopped
 	process.Lock()
 	process.live--
 	last := process.live == 0

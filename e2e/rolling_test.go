@@ -170,6 +170,27 @@ func TestRollingRestart(t *testing.T) {
 	}
 }
 
+// TestStopUnderLoad stops and starts a node again and again that has no device, only
+// visitors of those of others: it goes on to serve who comes while it stops.
+func TestStopUnderLoad(t *testing.T) {
+	onCluster(t, func(t *testing.T) {
+		c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32}})
+		var devices []*held
+		for i := range 9 {
+			profile := []string{"full", "basic", "inline"}[i%3]
+			devices = append(devices, c.join(t, []*harness.Node{c.Nodes[1+i%2]}, "--profile", profile))
+		}
+		b := c.balance(t)
+		load := visitAll(t, b, devices)
+		for range 8 {
+			c.Nodes[0].Stop(t)
+			c.Nodes[0].Start(t)
+			c.know(t)
+		}
+		load.end(t, b)
+	})
+}
+
 // TestBesideLastVersion runs a node of this version beside two of another, whose Caddy
 // is named by IOTTUNNEL_LAST, on one Redis: each serves its own devices, which keep
 // their names when they come to the other version.

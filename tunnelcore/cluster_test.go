@@ -168,6 +168,11 @@ func (n *node) look() {
 
 func startNode(t *testing.T, reg *view, id string, change func(*Settings)) *node {
 	t.Helper()
+	return startNodeWith(t, reg, id, change, nil)
+}
+
+func startNodeWith(t *testing.T, reg *view, id string, change func(*Settings), unserved <-chan struct{}) *node {
+	t.Helper()
 	n := &node{
 		edge: &edge{t: t, log: new(lockedBuffer), events: make(chan string, 1000)},
 		reg:  reg, ended: make(chan string, 1000),
@@ -186,7 +191,7 @@ func startNode(t *testing.T, reg *view, id string, change func(*Settings)) *node
 	if change != nil {
 		change(&s)
 	}
-	hub, err := New(Config{Node: id, Registry: reg, Settings: s, Observer: &n.peers})
+	hub, err := New(Config{Node: id, Registry: reg, Settings: s, Observer: &n.peers, Unserved: unserved})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -391,7 +396,7 @@ func TestRebootedDeviceComesToAnotherNode(t *testing.T) {
 	if c := dead.closed(); c.Code != wire.CloseReplaced {
 		t.Errorf("loser: %v", c)
 	}
-	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, stream.ErrAborted) && !errors.Is(err, net.ErrClosed) {
+	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
 		t.Errorf("stream of the instance before: %v", err)
 	}
 	v, c = nodes[0].through(a, "cam-17")
@@ -891,6 +896,77 @@ func TestShutdownWaitsForStreamsThroughOthers(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A node that stops and has nothing left to wait for reaches devices of others for as
+// long as its sites bring visitors.
+func TestShutdownWaitsForVisitors(t *testing.T) {
+	nodes := startNodes(t, 1, nil)
+	unserved := make(chan struct{})
+	n := startNodeWith(t, newView(nodes[0].reg.Registry), "edge-b", nil, unserved)
+	n.look()
+	nodes[0].look()
+	a := nodes[0].connect(hello("cam-17"))
+	done := make(chan error, 1)
+	go func() { done <- n.hub.Shutdown(context.Background()) }()
+	select {
+	case <-done:
+		t.Fatal("it has ended while its sites serve")
+	case <-time.After(100 * time.Millisecond):
+	}
+	v, c := n.through(a, "cam-17")
+	carries(t, v, c)
+	close(unserved)
+	carries(t, v, c) // which it waits for
+	v.Close()
+	c.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Visitors whose stream this or another node has ended are told so: it was not their
+// device.
+func TestStreamsThatNodesEnd(t *testing.T) {
+	nodes := startNodes(t, 2, nil)
+	drop := func(device string) {
+		nodes[0].hub.mu.Lock()
+		d := nodes[0].hub.devices[device]
+		nodes[0].hub.mu.Unlock()
+		d.dropStreams()
+	}
+	for name, by := range map[string]struct {
+		from *node
+		end  func(device string)
+	}{
+		"the other node is dead":                 {nodes[1], func(string) { nodes[1].hub.link.Forget(nodes[0].hub.node) }},
+		"the device has started anew":            {nodes[0], drop},
+		"the device has started anew, elsewhere": {nodes[1], drop},
+	} {
+		t.Run(name, func(t *testing.T) {
+			device := wire.NewID()
+			a := nodes[0].connect(hello(device))
+			got := by.from.visit(device, 80)
+			c := a.transfer(a.receive().(*wire.Open))
+			v := <-got
+			if v.err != nil {
+				t.Fatal(v.err)
+			}
+			defer v.Close()
+			carries(t, v, c)
+			read := make(chan error)
+			go func() { _, err := v.Read(make([]byte, 1)); read <- err }()
+			by.end(device)
+			err := <-read
+			_, later := v.Write([]byte("x"))
+			for what, err := range map[string]error{"a read under way": err, "a later write": later} {
+				if !errors.Is(err, ErrLost) {
+					t.Errorf("%s: %v, want ErrLost", what, err)
+				}
+				wantCode(t, answers.From(err), wire.DeviceOffline)
+			}
+		})
 	}
 }
 

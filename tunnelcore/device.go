@@ -200,9 +200,11 @@ func (d *device) dropStreamsOf(instance string) {
 	abortAll(all)
 }
 
+// abortAll ends streams that the edge does not let go on: who uses them learns that it
+// was not the device's service.
 func abortAll(all []*stream.Stream) {
 	for _, c := range all {
-		c.Abort()
+		c.AbortFor(lost())
 	}
 }
 

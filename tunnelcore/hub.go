@@ -31,6 +31,10 @@ type Config struct {
 	Registry registry.Registry
 	Settings Settings
 	Observer Observer // may be nil
+	// Unserved is closed when the host brings no visitors any more. Until then a hub that
+	// shuts down goes on to reach the devices of other nodes for them. nil: it brings
+	// none once it has called Shutdown.
+	Unserved <-chan struct{}
 }
 
 // Hub holds the tunnels of one node. All methods may be called concurrently.
@@ -43,6 +47,7 @@ type Hub struct {
 	observer Observer
 	settings atomic.Pointer[Settings]
 	started  time.Time
+	unserved <-chan struct{} // Config.Unserved
 
 	// wg counts the goroutines and streams of the hub; begin and end change it.
 	wg sync.WaitGroup
@@ -132,6 +137,7 @@ func New(c Config) (*Hub, error) {
 		reg:       c.Registry,
 		observer:  cmp.Or[Observer](c.Observer, unobserved{}),
 		started:   time.Now(),
+		unserved:  c.Unserved,
 		changed:   make(chan struct{}, 1),
 		lapsed:    make(chan struct{}, 1),
 		down:      make(chan struct{}),
@@ -359,10 +365,10 @@ func (h *Hub) Tunnels() int {
 	return len(h.tunnels)
 }
 
-// Shutdown tells agents to come back (close code 1012), lets streams run until
-// ctx ends, closes what is left, and waits for every goroutine of the hub. It
-// closes the registry last. Called while Retire is under way it makes that one
-// hurry, and waits for it.
+// Shutdown tells agents to come back (close code 1012), lets visitors come for devices
+// of other nodes (see Config.Unserved) and streams run until ctx ends, closes what is
+// left, and waits for every goroutine of the hub. It closes the registry last. Called
+// while Retire is under way it makes that one hurry, and waits for it.
 func (h *Hub) Shutdown(ctx context.Context) error { return h.Retire(ctx, 0) }
 
 // Retire is Shutdown for a process that goes on, with another registry or as
@@ -385,6 +391,7 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	h.leaving(ctx)
 	h.ports.close()
 	h.closeAll(h.unhurried.ctx, h.patient.ctx, "edge is stopping", spread)
+	h.waitForVisitors(h.patient.ctx)
 	h.waitForStreams(h.patient.ctx)
 	h.cancel()
 	h.link.Close()
@@ -405,6 +412,19 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), registryTimeout)
 	defer cancel()
 	return errors.Join(h.reg.Leave(last, h.node), h.reg.Close())
+}
+
+// waitForVisitors returns when the host brings no more, or with ctx. Sites that stop
+// still finish what they have begun, and take requests on connections that are open:
+// those for devices of other nodes can be served.
+func (h *Hub) waitForVisitors(ctx context.Context) {
+	if h.unserved == nil {
+		return
+	}
+	select {
+	case <-h.unserved:
+	case <-ctx.Done():
+	}
 }
 
 // waitForStreams returns when no tunnel and no stream is left, or with ctx.

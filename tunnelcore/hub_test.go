@@ -350,7 +350,7 @@ func TestDeadIncumbentIsReplaced(t *testing.T) {
 	if c := dead.closed(); c.Code != wire.CloseReplaced {
 		t.Errorf("loser: %v", c)
 	}
-	if _, err := visitorEnd.Read(make([]byte, 1)); !errors.Is(err, stream.ErrAborted) && !errors.Is(err, net.ErrClosed) {
+	if _, err := visitorEnd.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
 		t.Errorf("stream of the instance before: %v", err)
 	}
 	v, c := a.open("cam-17")

@@ -351,7 +351,7 @@ func TestStreamAfterShutdownLostPatience(t *testing.T) {
 	if err := e.hub.Shutdown(ctx); err != nil {
 		t.Error(err)
 	}
-	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) && !errors.Is(err, stream.ErrAborted) {
+	if _, err := v.Read(make([]byte, 1)); !errors.Is(err, ErrLost) {
 		t.Errorf("visitor: %v", err)
 	}
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, stream.ErrAborted) {

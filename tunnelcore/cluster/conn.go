@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"time"
 
@@ -215,7 +216,7 @@ func (c *conn) begin(o stream.Options, parked func(), closed func()) *stream.Str
 	over := c.over
 	l.mu.Unlock()
 	if over {
-		s.Abort()
+		s.AbortFor(lost(net.ErrClosed))
 	}
 	return s
 }

@@ -64,15 +64,19 @@ func why(err error) error {
 	errors.As(err, &e)
 	switch {
 	case e == nil, e.Code == socket.CloseAbnormal, e.Code == wire.CloseGoingAway:
-		// Nobody has said that the stream was to end.
-		return &answers.Error{
-			Code: wire.DeviceOffline, RetryAfter: lostRetry, Message: lostMessage,
-			Cause: fmt.Errorf("%w: %w: %w", stream.ErrAborted, stream.ErrLost, err),
-		}
+		return lost(err) // nobody has said that the stream was to end
 	case e.Code == closeFailed, e.Code == closeLost, e.Code == closeUnsent:
 		return failure(e)
 	}
 	return nil
+}
+
+// lost is what a stream fails with whose link broke with err.
+func lost(err error) error {
+	return &answers.Error{
+		Code: wire.DeviceOffline, RetryAfter: lostRetry, Message: lostMessage,
+		Cause: fmt.Errorf("%w: %w: %w", stream.ErrAborted, stream.ErrLost, err),
+	}
 }
 
 // failure reads the reason of a stream that failed.

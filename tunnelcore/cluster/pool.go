@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
 	"time"
 
@@ -186,7 +187,7 @@ func (l *Link) end(all []*conn) {
 			continue
 		}
 		if s != nil {
-			s.Abort()
+			s.AbortFor(lost(net.ErrClosed))
 		}
 		c.raw.Close() // also when that stream has ended meanwhile; who has c lets go of it
 	}

@@ -22,6 +22,7 @@ func (c *Stream) Close() error {
 	if !c.close() {
 		return nil
 	}
+	c.failure.Store(nil) // who closes it has been told, or does not want to know
 	c.mu.Lock()
 	settled := c.settledLocked()
 	c.mu.Unlock()
@@ -96,6 +97,13 @@ func (c *Stream) linger() {
 		_, err = s.Next()
 	}
 	<-sent
+}
+
+// AbortFor is Abort for somebody else than who uses the stream: calls under way and
+// later ones return err.
+func (c *Stream) AbortFor(err error) {
+	c.failure.CompareAndSwap(nil, &err)
+	c.Abort()
 }
 
 // Abort closes the stream at once; the peer sees that it was not an end.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -53,8 +52,7 @@ type early struct {
 	wanted   bool          // Options.Wanted was called, or will not be
 	unwanted chan struct{} // see Unwanted; made when asked for
 
-	err     error                 // the stream is over before its time
-	failure atomic.Pointer[error] // by Fail: what calls return
+	err error // the stream is over before its time
 }
 
 // muxed is a stream with what is early of it.
@@ -196,7 +194,9 @@ func (c *Stream) receive(k wire.FrameKind, payload []byte) (breach string) {
 // socket any more, and how much is kept of what has.
 func (c *Stream) leftLocked() (now bool, kept int) {
 	e := c.e
-	if e.moved || c.s == nil || e.in == onControl || e.out == onControl {
+	// A frame that is on its way may be `move`, which a close frame of the control socket
+	// would overtake. Attach comes back to it.
+	if e.moved || c.s == nil || e.in == onControl || e.out == onControl || e.sending {
 		return false, 0
 	}
 	e.moved = true
@@ -308,7 +308,7 @@ func (c *Stream) fail(err error, tell bool) {
 	c.mu.Lock()
 	var lost *socket.Socket
 	if !c.over && c.e.err == nil {
-		c.e.failure.Store(&err)
+		c.failure.Store(&err)
 		lost = c.failLocked(err, tell)
 		c.e.held.drop()
 	}

@@ -37,6 +37,7 @@ type muxEnd struct {
 	opened map[uint32]chan *Stream // the agent's
 	wanted map[uint32]chan *Stream
 	parked chan *socket.Socket
+	moved  chan int // buffered; nil: nobody counts
 	text   func([]byte)
 }
 
@@ -92,6 +93,9 @@ func (l *link) close() {
 
 func (e *muxEnd) options(n uint32) Options {
 	o := Options{Owner: &e.owner}
+	if e.moved != nil {
+		o.Moved = func(kept int) { e.moved <- kept }
+	}
 	if e.link.reuse {
 		o.Parked = func(s *socket.Socket) { e.parked <- s }
 	}

@@ -258,6 +258,36 @@ func TestBusyControlSocket(t *testing.T) {
 		free()
 		l.accept(n)
 	})
+	held(func(t *testing.T, l *link) { // the end of the tunnel while `move` waits
+		l.edge.moved = make(chan int, 1)
+		edge, agent := l.pair(100)
+		synctest.Wait() // `open` is out
+		free := busy(l)
+		a, e := l.transfer()
+		attached := make(chan error, 1)
+		go func() { attached <- edge.Attach(e) }()
+		synctest.Wait()
+		if err := agent.Attach(a); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		// A close frame would go ahead of it.
+		if len(l.edge.moved) > 0 {
+			t.Error("moved, while the peer does not know it yet")
+		}
+		free()
+		if err := <-attached; err != nil {
+			t.Error(err)
+		}
+		<-l.edge.moved
+		l.edge.sock.WriteClose(wire.CloseReplaced, "", time.Second)
+		<-l.agent.over
+		go func() { io.WriteString(edge, "x"); edge.Close() }()
+		if got := readAll(agent); got != (result{data: "x"}) {
+			t.Errorf("%+v", got)
+		}
+		agent.Close()
+	})
 	held(func(t *testing.T, l *link) { // an abort while `open` waits
 		free := busy(l)
 		edge, n := l.open(100)

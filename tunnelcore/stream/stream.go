@@ -113,6 +113,8 @@ type Stream struct {
 	closed     atomic.Bool // written under mu
 	reading    atomic.Bool // somebody waits for the peer, on s
 
+	failure atomic.Pointer[error] // by Fail or AbortFor: what calls return
+
 	received, sent atomic.Int64 // bytes
 
 	keep keepAlive // KeepAlive's own
@@ -138,7 +140,7 @@ func (c *Stream) fill(p []byte, most int) (int, error) {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	if c.closed.Load() {
-		return 0, net.ErrClosed
+		return 0, c.whyClosed()
 	}
 	return c.readLocked(p, most)
 }
@@ -219,7 +221,7 @@ func (c *Stream) wait() error {
 	c.readMu.Lock()
 	defer c.readMu.Unlock()
 	if c.closed.Load() {
-		return net.ErrClosed
+		return c.whyClosed()
 	}
 	return c.payloadLocked()
 }
@@ -234,7 +236,7 @@ func (c *Stream) readFailed(err error) error {
 	}
 	switch {
 	case c.closed.Load():
-		return net.ErrClosed
+		return c.whyClosed()
 	case late:
 		return err
 	}
@@ -244,10 +246,8 @@ func (c *Stream) readFailed(err error) error {
 // aborted is err as one of a stream that did not end. What Fail gave it counts
 // more.
 func (c *Stream) aborted(err error) error {
-	if c.e != nil {
-		if f := c.e.failure.Load(); f != nil {
-			return *f
-		}
+	if f := c.failure.Load(); f != nil {
+		return *f
 	}
 	if c.opts.Why != nil {
 		if ended := c.s.Ended(); ended != nil { // says more than that nothing can be written
@@ -329,9 +329,17 @@ func (c *Stream) writeInPlace(buf []byte) error {
 // writableLocked wants writeMu.
 func (c *Stream) writableLocked() error {
 	if c.writeEnded.Load() || c.closed.Load() {
-		return net.ErrClosed
+		return c.whyClosed()
 	}
 	return nil
+}
+
+// whyClosed is what calls on a closed stream return.
+func (c *Stream) whyClosed() error {
+	if f := c.failure.Load(); f != nil {
+		return *f
+	}
+	return net.ErrClosed
 }
 
 // writeFailed turns an error of the socket's writer into the stream's.
@@ -339,7 +347,7 @@ func (c *Stream) writeFailed(err error) error {
 	c.broken.Store(true)
 	switch {
 	case c.closed.Load():
-		return net.ErrClosed
+		return c.whyClosed()
 	case errors.Is(err, os.ErrDeadlineExceeded) && (c.opts.Why == nil || c.s.Ended() == nil):
 		return err
 	}
@@ -375,7 +383,7 @@ func (c *Stream) CloseWrite() error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	if c.closed.Load() {
-		return net.ErrClosed
+		return c.whyClosed()
 	}
 	return c.closeWriteLocked()
 }

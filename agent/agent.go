@@ -162,7 +162,7 @@ func (a *Agent) keep(ctx context.Context) (until time.Time, err error) {
 		until = time.Now().Add(max(a.cfg.Grace, 0))
 		a.streams.leave()
 		if current != nil {
-			a.streams.settle(settling, current, until)
+			a.streams.settle(settling, current, time.Time{}, until)
 			current.close(wire.CloseNormal, "the agent stops")
 		}
 		hurry()
@@ -182,7 +182,8 @@ func (a *Agent) keep(ctx context.Context) (until time.Time, err error) {
 			})
 			if old != nil {
 				wg.Go(func() {
-					a.streams.settle(settling, old, time.Now().Add(settleTime))
+					now := time.Now()
+					a.streams.settle(settling, old, now.Add(leaveTime), now.Add(settleTime))
 					old.close(wire.CloseNormal, "moved to another tunnel")
 				})
 			}

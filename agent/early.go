@@ -26,8 +26,11 @@ const (
 	// measureEvery is how old the round trip of a tunnel may be.
 	measureEvery = 30 * time.Second
 	// settleTime is how long a tunnel that another one has taken the place of stays
-	// for the streams that need it; settleTick is how often they are looked at.
+	// for the streams that need it; settleTick is how often they are looked at. It is
+	// mostly the edge that ends it, as soon as it sends no visitors to it any more: that
+	// may take leaveTime.
 	settleTime, settleTick = 10 * time.Second, 10 * time.Millisecond
+	leaveTime              = time.Second
 )
 
 // visit is a visitor's connection that begins on the control socket.
@@ -163,10 +166,11 @@ func (v *visit) transferSocket(ctx context.Context) (*socket.Socket, error) {
 	return upgrade(ctx, conn, u, secret, transferBuffer)
 }
 
-// settle waits until t can be closed without the end of a stream, or limit has
-// come, or ctx has ended.
-func (s *streams) settle(ctx context.Context, t *tunnel, limit time.Time) {
-	for time.Now().Before(limit) && s.needs(t) && !ended(t) && wait(ctx, settleTick) {
+// settle waits until t can be closed without the end of a stream, but not before
+// least, or until limit has come, or ctx or t has ended.
+func (s *streams) settle(ctx context.Context, t *tunnel, least, limit time.Time) {
+	for now := time.Now(); now.Before(limit) && (now.Before(least) || s.needs(t)) && !ended(t) && wait(ctx, settleTick); {
+		now = time.Now()
 	}
 }
 

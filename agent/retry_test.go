@@ -346,6 +346,37 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// Visitors whom the edge has sent before it knew of the new tunnel are served.
+func TestVisitorsOfTheTunnelThatIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := mustNew(t, config(nil, echo(t)))
+		e := memoryEdge(t, a)
+		stop := start(t, a)
+		old := <-e.tunnels
+		old.greet("900")
+		old.say(`{"type":"drain","within_s":0}`)
+		next := <-e.tunnels
+		next.greet("900")
+		time.Sleep(leaveTime / 2)
+		select {
+		case code := <-old.bye:
+			t.Fatalf("the old tunnel is closed with %d before the edge can know", code)
+		default:
+		}
+		s := e.open(old, "7")
+		if code := <-old.bye; code != wire.CloseNormal {
+			t.Errorf("the old tunnel is closed with %d", code)
+		}
+		s.Write([]byte("served"))
+		b := make([]byte, 6)
+		if _, err := s.Read(b); err != nil || string(b) != "served" {
+			t.Errorf("%q, %v", b, err)
+		}
+		s.Close()
+		stop()
+	})
+}
+
 // While the agent moves, the end of the old tunnel asks for no pause.
 func TestDrainedTunnelIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

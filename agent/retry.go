@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"strconv"
@@ -243,19 +244,23 @@ func (p *plan) afterClose(err error) time.Duration {
 	return 0
 }
 
-// wait is the pause until the next round, in which at least one server may be
-// asked.
+// wait is the pause until the next round, in which at least one server may be asked:
+// the backoff, but not past the moment that a server has named while another one may be
+// asked at any time, as one that is dead.
 func (p *plan) wait() time.Duration {
-	first := p.servers[0].notBefore
-	for _, s := range p.servers[1:] {
-		if s.notBefore.Before(first) {
-			first = s.notBefore
+	now := time.Now()
+	due, next := false, time.Duration(math.MaxInt64)
+	for _, s := range p.servers {
+		if until := s.notBefore.Sub(now); until > 0 {
+			next = min(next, until)
+		} else {
+			due = true
 		}
 	}
-	if pause := time.Until(first); pause > 0 {
-		return pause
+	if due {
+		next = min(next, p.backoff.next())
 	}
-	return p.backoff.next()
+	return next
 }
 
 // due returns the servers that may be asked now, in random order.

@@ -181,6 +181,31 @@ func TestBackoffAfterShortTunnels(t *testing.T) {
 	})
 }
 
+// A server that is dead keeps nobody from one that has said when to come.
+func TestBackoffWaitsForNoDeadServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p plan
+		p.backoff.max = 30 * time.Second
+		dead, busy := new(server), new(server)
+		p.servers = []*server{dead, busy}
+		p.afterAttempt(busy, &RefusedError{Status: statusUnavailable, retryAfter: 3 * time.Second})
+		told := busy.notBefore
+		for range 20 {
+			p.afterAttempt(dead, errors.New("connection refused"))
+			time.Sleep(p.wait())
+			if late := time.Since(told); late > 0 {
+				t.Fatalf("asked %v late", late)
+			}
+			if time.Now().Equal(told) {
+				break
+			}
+		}
+		if due := p.due(); len(due) != 2 {
+			t.Errorf("%d servers are asked then, want both", len(due))
+		}
+	})
+}
+
 func TestNextServerWhenOneRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := config(nil, Forward{Port: 80, Dial: nowhere})

@@ -75,7 +75,7 @@ func (d *device) run(ctx context.Context) {
 		case errors.As(err, &refused):
 			wait = d.soonest()
 		case !errors.Is(err, errLost) || time.Since(begin) < 30*time.Second && wait != 0:
-			wait = rand.N(backoff)
+			wait = d.atMost(rand.N(backoff))
 			backoff = min(2*backoff, maxBackoff)
 		default:
 			wait, backoff = rand.N(500*time.Millisecond)+1, time.Second
@@ -95,6 +95,16 @@ func (d *device) putOff(server int, refused *statusError) {
 // soonest is how long it takes until some server may be asked again.
 func (d *device) soonest() time.Duration {
 	return max(1, time.Until(slices.MinFunc(d.later, time.Time.Compare)))
+}
+
+// atMost is a pause, but not past the moment that a server has named.
+func (d *device) atMost(pause time.Duration) time.Duration {
+	for _, at := range d.later {
+		if until := time.Until(at); until > 0 {
+			pause = min(pause, until)
+		}
+	}
+	return pause
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {

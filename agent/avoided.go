@@ -68,18 +68,14 @@ func (a *avoided) any() bool {
 func (a *avoided) last(addrs []netip.Addr) []netip.Addr {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	ordered := slices.Clone(addrs)
-	slices.SortStableFunc(ordered, func(x, y netip.Addr) int {
-		_, avoidX := a.until[x.Unmap()]
-		_, avoidY := a.until[y.Unmap()]
-		switch {
-		case avoidX == avoidY:
-			return 0
-		case avoidX:
-			return 1
+	ordered := make([]netip.Addr, 0, len(addrs))
+	for _, avoid := range []bool{false, true} {
+		for _, addr := range addrs {
+			if _, is := a.until[addr.Unmap()]; is == avoid {
+				ordered = append(ordered, addr)
+			}
 		}
-		return -1
-	})
+	}
 	return ordered
 }
 

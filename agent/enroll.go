@@ -85,15 +85,15 @@ func (k *caller) exchange(conn net.Conn, host, code string) (string, error) {
 	if a.Status != 200 {
 		return "", newRefused(&socket.StatusError{Status: a.Status, Reason: a.Reason, Header: a.Header, Body: text})
 	}
-	var answer struct{ Device, Token string }
-	err = json.Unmarshal(text, &answer)
+	answer := wire.Texts(text)
+	device, token := answer["device"], answer["token"]
 	switch {
-	case err != nil, answer.Token == "", len(answer.Token) > maxSecret, checkToken(answer.Token) != nil:
+	case token == "", len(token) > maxSecret, checkToken(token) != nil:
 		return "", errors.New("answered 200 without a token: that is no iottunnel edge")
-	case answer.Device != k.cfg.Device:
-		return "", fmt.Errorf("answered for the device %q", printable(answer.Device, 80))
+	case device != k.cfg.Device:
+		return "", fmt.Errorf("answered for the device %q", printable(device, 80))
 	}
-	return answer.Token, nil
+	return token, nil
 }
 
 // maxSecret bounds the token of an answer, in bytes (protocol §14.3).

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -106,10 +105,8 @@ func (e *RefusedError) Final() bool {
 // newRefused reads an answer that was not 101.
 func newRefused(answer *socket.StatusError) *RefusedError {
 	e := &RefusedError{Status: answer.Status, said: printable(answer.Reason, 80), location: answer.Header.Get("Location")}
-	var body wire.ErrorBody
-	if json.Unmarshal(answer.Body, &body) == nil {
-		e.Code, e.Message = printable(string(body.Error), 40), printable(body.Message, 300)
-	}
+	body := wire.Texts(answer.Body)
+	e.Code, e.Message = printable(body["error"], 40), printable(body["message"], 300)
 	if e.Status != statusTooMany && e.Status != statusUnavailable {
 		return e
 	}

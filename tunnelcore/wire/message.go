@@ -12,7 +12,11 @@ import (
 
 // Message is a text message of a control socket, or of a parked transfer socket:
 // one of the pointer types below. Which end sends it stands at each.
-type Message interface{ messageType() string }
+type Message interface {
+	messageType() string
+	// field is where the value of this name belongs; nil: nowhere.
+	field(name string) any
+}
 
 // Ready tells an agent that its tunnel is up, and what is in force. Edge to
 // agent, first and again after a change (protocol §4.1).
@@ -85,6 +89,100 @@ func (*Refused) messageType() string  { return "refused" }
 func (*Drain) messageType() string    { return "drain" }
 func (*Attach) messageType() string   { return "attach" }
 func (*Attached) messageType() string { return "attached" }
+
+func (m *Ready) field(name string) any {
+	switch name {
+	case "tunnel":
+		return &m.Tunnel
+	case "caps":
+		return &m.Caps
+	case "heartbeat_s":
+		return &m.Heartbeat
+	case "label":
+		return &m.Label
+	case "hostname":
+		return &m.Hostname
+	case "lease_s":
+		return &m.Lease
+	case "streams":
+		return &m.Streams
+	case "message_max":
+		return &m.MessageMax
+	case "early":
+		return &m.Early
+	case "early_total":
+		return &m.EarlyTotal
+	case "transfer":
+		return &m.Transfer
+	case "secret":
+		return &m.Secret
+	}
+	return nil
+}
+
+func (m *PortInfo) field(name string) any {
+	switch name {
+	case "port":
+		return &m.Port
+	case "kind":
+		return (*string)(&m.Kind)
+	case "url":
+		return &m.URL
+	case "addr":
+		return &m.Addr
+	}
+	return nil
+}
+
+func (m *Open) field(name string) any {
+	switch name {
+	case "stream":
+		return &m.Stream
+	case "id":
+		return &m.ID
+	case "port":
+		return &m.Port
+	case "from":
+		return &m.From
+	case "early":
+		return &m.Early
+	}
+	return nil
+}
+
+func (m *Refused) field(name string) any {
+	switch name {
+	case "stream":
+		return &m.Stream
+	case "reason":
+		return &m.Reason
+	}
+	return nil
+}
+
+func (m *Drain) field(name string) any {
+	if name == "within_s" {
+		return &m.Within
+	}
+	return nil
+}
+
+func (m *Attach) field(name string) any {
+	switch name {
+	case "stream":
+		return &m.Stream
+	case "id":
+		return &m.ID
+	}
+	return nil
+}
+
+func (m *Attached) field(name string) any {
+	if name == "stream" {
+		return &m.Stream
+	}
+	return nil
+}
 
 // ErrUnknownMessage is Decode's answer to a well-formed message of a type that
 // this version does not know. The rule is to ignore it (protocol §4.4).
@@ -183,14 +281,21 @@ func Decode(text []byte) (Message, error) {
 	if len(text) > MaxText {
 		return nil, fmt.Errorf("wire: text message longer than %d bytes", MaxText)
 	}
-	var head struct {
-		Type string `json:"type"`
-	}
-	if err := json.Unmarshal(text, &head); err != nil {
+	var kind string
+	err := members(text, func(name, value string) error {
+		if name != "type" {
+			return nil
+		}
+		if err := assign(&kind, value); err != nil {
+			return fmt.Errorf("type %w", err)
+		}
+		return nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("wire: %w", err)
 	}
 	var m Message
-	switch head.Type {
+	switch kind {
 	case "ready":
 		m = new(Ready)
 	case "port":
@@ -210,11 +315,17 @@ func Decode(text []byte) (Message, error) {
 	default:
 		return nil, ErrUnknownMessage
 	}
-	if err := json.Unmarshal(text, m); err != nil {
-		return nil, fmt.Errorf("wire: %s: %w", head.Type, err)
+	err = members(text, func(name, value string) error {
+		if err := assign(m.field(name), value); err != nil {
+			return fmt.Errorf("%s %w", name, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("wire: %s: %w", kind, err)
 	}
 	if reason := check(m, len(text)); reason != "" {
-		return nil, fmt.Errorf("wire: %s: %s", head.Type, reason)
+		return nil, fmt.Errorf("wire: %s: %s", kind, reason)
 	}
 	if r, ok := m.(*Refused); ok {
 		r.Reason = cut(r.Reason, MaxReason)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/agent"
 	"github.com/iottunnel/iottunnel/agent/internal/check"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // runCheck says of each hop whether it works. An error is the configuration's.
@@ -166,5 +167,7 @@ func askRunning(ctx context.Context, addr string) (r check.Running, ok bool) {
 		}
 	}
 	body, _ := io.ReadAll(br) // as much as comes
-	return r, json.Unmarshal(body, &r) == nil && r.Device != ""
+	told := wire.Texts(body)
+	r = check.Running{Device: told["device"], State: told["state"], Server: told["server"], Name: told["hostname"]}
+	return r, r.Device != ""
 }

@@ -54,10 +54,10 @@ type Subject struct {
 
 // Running is what an agent that runs says of itself.
 type Running struct {
-	Device string `json:"device"`
-	State  string `json:"state"`
-	Server string `json:"server"`
-	Name   string `json:"hostname"`
+	Device string
+	State  string
+	Server string
+	Name   string // its hostname
 }
 
 // Time limits.

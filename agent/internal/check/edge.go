@@ -3,7 +3,6 @@ package check
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -91,13 +90,12 @@ func readAnswer(br *bufio.Reader, headOnly bool) (a answer, err error) {
 // said is the error that an edge names in an answer; ok is false when the answer is
 // no edge's.
 func (a answer) said() (code, message string, ok bool) {
-	var body struct{ Error, Message string }
-	_ = json.Unmarshal([]byte(a.body), &body) // pages of others are no JSON
+	body := wire.Texts([]byte(a.body)) // pages of others are no JSON
 	code = a.header[strings.ToLower("Iottunnel-Error")]
 	if code == "" {
-		code = body.Error
+		code = body["error"]
 	}
-	return printable(code, 40), printable(body.Message, 200), code != ""
+	return printable(code, 40), printable(body["message"], 200), code != ""
 }
 
 // probe asks for a control socket without saying for which ports, and without a

@@ -153,11 +153,14 @@ func (m Machine) mac() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("network interfaces: %w", err)
 	}
-	slices.SortFunc(all, func(a, b net.Interface) int { return strings.Compare(a.Name, b.Name) })
-	for _, i := range all {
-		if hasMAC(i) && i.HardwareAddr[0]&2 == 0 && m.BuiltIn(i.Name) { // 2: locally administered
-			return digits(i.HardwareAddr), nil
+	first := -1
+	for n, i := range all {
+		if (first < 0 || i.Name < all[first].Name) && hasMAC(i) && i.HardwareAddr[0]&2 == 0 && m.BuiltIn(i.Name) { // 2: locally administered
+			first = n
 		}
+	}
+	if first >= 0 {
+		return digits(all[first].HardwareAddr), nil
 	}
 	return "", fmt.Errorf("no network interface is built in and has an address of its maker; name one, as in {mac:eth0} (%s)", having(all))
 }
@@ -194,6 +197,7 @@ func having(all []net.Interface) string {
 	if names == nil {
 		return "there is none with a MAC address"
 	}
+	slices.Sort(names)
 	return "there are: " + strings.Join(names, ", ")
 }
 

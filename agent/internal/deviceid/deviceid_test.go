@@ -65,7 +65,7 @@ func TestExpandRefuses(t *testing.T) {
 		"{}":                                    `{}: there is no such placeholder`,
 		"{MAC}":                                 `{MAC}: there is no such placeholder`,
 		"{serial:1}":                            `{serial:1}: only mac takes a name behind a colon`,
-		"{mac:eth9}":                            `{mac:eth9}: no network interface "eth9" (there are: wlan0, br0, docker0, eth0)`,
+		"{mac:eth9}":                            `{mac:eth9}: no network interface "eth9" (there are: br0, docker0, eth0, wlan0)`,
 		"{mac:tun0}":                            `{mac:tun0}: this network interface has no MAC address`,
 		"{mac:lo}":                              `{mac:lo}: this network interface has no MAC address`,
 		"{mac:}":                                `{mac:}: no network interface ""`,

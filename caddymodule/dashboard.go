@@ -341,18 +341,6 @@ func (f *feed) closeLocked(page chan string) {
 	delete(f.pages, page)
 }
 
-// listen has events told to pages as well as to next, which may be nil.
-func (f *feed) listen(next func(name string, data map[string]any)) func(name string, data map[string]any) {
-	return func(name string, data map[string]any) {
-		if id, ok := data["device"].(string); ok {
-			f.send(id)
-		}
-		if next != nil {
-			next(name, data)
-		}
-	}
-}
-
 func parseDashboard(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 	d := new(Dashboard)
 	err := d.UnmarshalCaddyfile(h.Dispenser)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/caddymodule/webhook"
 	"github.com/iottunnel/iottunnel/tunnelcore"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
 // edge is what outlives a configuration: the hub with its tunnels, and the
@@ -92,11 +93,30 @@ func (e *edge) push(a *App, settings tunnelcore.Settings) {
 	settings.TunnelEnded = e.conns.forget
 	settings.Crowded = e.conns.makeRoom
 	settings.Visitor = visitorOf
-	settings.Events = e.pages.listen(e.listenHooks(e.journal.listen(settings.Events)))
+	settings.Events = e.tell(settings.Events)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.generations = append(e.generations, generation{a, settings})
 	e.enforceLocked()
+}
+
+// tell has events told to all who follow them: pages of the dashboard, webhooks, the
+// devices' histories, then next, which may be nil. None of them keeps a tunnel waiting.
+func (e *edge) tell(next func(name string, data map[string]any)) func(name string, data map[string]any) {
+	return func(name string, data map[string]any) {
+		device, ofDevice := data["device"].(string)
+		if ofDevice {
+			e.pages.send(device)
+		}
+		e.hooks.Tell(name, data)
+		if ofDevice {
+			why, _ := data["why"].(string)
+			e.journal.note(registry.Event{Device: device, Kind: name, Detail: why})
+		}
+		if next != nil {
+			next(name, data)
+		}
+	}
 }
 
 // remove forgets a. If its settings were in force, those before them are again:

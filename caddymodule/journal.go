@@ -41,20 +41,13 @@ func (j *journal) start(reg registry.Journals) {
 	go j.run() // stop waits for it
 }
 
-// listen has events told to the journal as well as to next, which may be nil.
-func (j *journal) listen(next func(name string, data map[string]any)) func(name string, data map[string]any) {
-	return func(name string, data map[string]any) {
-		if device, ok := data["device"].(string); ok {
-			why, _ := data["why"].(string)
-			select {
-			case j.queue <- registry.Event{Device: device, Kind: name, Node: j.node, Detail: why}:
-			default:
-				j.lost.Add(1) // write tells
-			}
-		}
-		if next != nil {
-			next(name, data)
-		}
+// note has an event of this node written. It never waits.
+func (j *journal) note(e registry.Event) {
+	e.Node = j.node
+	select {
+	case j.queue <- e:
+	default:
+		j.lost.Add(1) // write tells
 	}
 }
 

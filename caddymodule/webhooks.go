@@ -214,14 +214,6 @@ func (e *edge) hooksOf(reg registry.Registry) *webhook.Hooks {
 	})
 }
 
-// listenHooks has events told to webhooks as well as to next.
-func (e *edge) listenHooks(next func(name string, data map[string]any)) func(name string, data map[string]any) {
-	return func(name string, data map[string]any) {
-		e.hooks.Tell(name, data)
-		next(name, data)
-	}
-}
-
 // fleet is what the registry knows of all devices.
 type fleet struct {
 	reg  registry.Registry

@@ -48,14 +48,17 @@ func TestValidate(t *testing.T) {
 		{"webhook", func(a *App) {
 			a.Webhooks = []*Webhook{{URL: "https://h.example/a", Secrets: []string{"0123456789abcdef"}, Events: []string{"online", "limited"}}}
 		}, ""},
-		{"webhook without TLS", func(a *App) { a.Webhooks = []*Webhook{{URL: "http://h.example/"}} }, "webhook: http://h.example/ is not encrypted: take https, or write `allow_plaintext`"},
+		{"webhook without TLS", func(a *App) { a.Webhooks = []*Webhook{{URL: "http://h.example/"}} }, "webhook: http://h.example is not encrypted: take https, or write `allow_plaintext`"},
 		{"webhook to itself", func(a *App) {
 			a.Webhooks = []*Webhook{{URL: "http://127.0.0.1:9/", Secrets: []string{"0123456789abcdef"}}}
 		}, ""},
 		{"webhook without a host", func(a *App) { a.Webhooks = []*Webhook{{URL: "h.example"}} }, "webhook: takes a URL such as"},
 		{"webhook without a secret", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://h.example"}} }, "webhook https://h.example: secret is missing"},
-		{"webhook with a password", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://a:b@h.example"}} }, "webhook https://a:xxxxx@h.example: secret is missing"},
+		{"webhook with a password", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://a:b@h.example"}} }, "webhook https://h.example: secret is missing"},
 		{"webhook with a short secret", func(a *App) { a.Webhooks = []*Webhook{{URL: "https://h.example", Secrets: []string{"short"}}} }, "secret: has 5 characters, at least 16 are needed"},
+		{"webhook with secrets in its path", func(a *App) {
+			a.Webhooks = []*Webhook{{URL: "http://hooks.example/services/hush?key=hush#hush"}}
+		}, "webhook: http://hooks.example is not encrypted"},
 		{"webhook of another event", func(a *App) {
 			a.Webhooks = []*Webhook{{URL: "https://h.example", Secrets: []string{"0123456789abcdef"}, Events: []string{"gone"}}}
 		}, `events: "gone" is not one of online, offline, cloned, flapping, limited and drained`},
@@ -103,6 +106,8 @@ func TestValidate(t *testing.T) {
 				t.Error(err)
 			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
 				t.Errorf("error %v, want %q in it", err, c.want)
+			case err != nil && strings.Contains(err.Error(), "hush"):
+				t.Errorf("the error tells a secret: %v", err)
 			}
 		})
 	}

@@ -71,30 +71,31 @@ func (w *Webhook) expand(repl *caddy.Replacer) error {
 
 func (w *Webhook) validate() error {
 	u, err := url.Parse(w.URL)
+	place := webhook.Place(w.URL)
 	switch {
 	case err != nil, u.Host == "", u.Scheme != "https" && u.Scheme != "http":
 		return errors.New("webhook: takes a URL such as https://hooks.example.com/iottunnel")
 	case u.Scheme == "http" && !w.AllowPlaintext && !isLoopback(u.Hostname()):
-		return fmt.Errorf("webhook: %s is not encrypted: take https, or write `allow_plaintext` into its block", u.Redacted())
+		return fmt.Errorf("webhook: %s is not encrypted: take https, or write `allow_plaintext` into its block", place)
 	case len(w.Secrets) == 0:
-		return fmt.Errorf("webhook %s: secret is missing: what requests are signed with, such as {env.WEBHOOK_SECRET}", u.Redacted())
+		return fmt.Errorf("webhook %s: secret is missing: what requests are signed with, such as {env.WEBHOOK_SECRET}", place)
 	case len(w.Secrets) > 2:
-		return fmt.Errorf("webhook %s: secret: takes one, or two while the receiver changes, given %d", u.Redacted(), len(w.Secrets))
+		return fmt.Errorf("webhook %s: secret: takes one, or two while the receiver changes, given %d", place, len(w.Secrets))
 	case w.Batch < 0 || w.Batch > 1000:
-		return fmt.Errorf("webhook %s: batch: %d is not between 1 and 1000", u.Redacted(), w.Batch)
+		return fmt.Errorf("webhook %s: batch: %d is not between 1 and 1000", place, w.Batch)
 	case w.Flaps < -1 || w.Flaps == 1 || w.Flaps > 100:
-		return fmt.Errorf("webhook %s: flapping: %d is not between 2 and 100", u.Redacted(), w.Flaps)
+		return fmt.Errorf("webhook %s: flapping: %d is not between 2 and 100", place, w.Flaps)
 	case w.OfflineAfter < 0 || w.BatchWait < 0 || w.FlapWindow < 0 || w.Retry < 0:
-		return fmt.Errorf("webhook %s: a duration is negative", u.Redacted())
+		return fmt.Errorf("webhook %s: a duration is negative", place)
 	}
 	for _, secret := range w.Secrets {
 		if len(secret) < minSecret {
-			return fmt.Errorf("webhook %s: secret: has %d characters, at least %d are needed: `openssl rand -hex 32` makes one", u.Redacted(), len(secret), minSecret)
+			return fmt.Errorf("webhook %s: secret: has %d characters, at least %d are needed: `openssl rand -hex 32` makes one", place, len(secret), minSecret)
 		}
 	}
 	for _, event := range w.Events {
 		if !slices.Contains(webhook.Events, event) {
-			return fmt.Errorf("webhook %s: events: %q is not one of %s", u.Redacted(), event, list(webhook.Events))
+			return fmt.Errorf("webhook %s: events: %q is not one of %s", place, event, list(webhook.Events))
 		}
 	}
 	return nil

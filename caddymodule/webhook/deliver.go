@@ -140,12 +140,12 @@ func (k *hook) send(ctx, stopping context.Context, batch []Event) (rest []Event)
 		s := k.settings.Load()
 		if backoff == firstBackoff { // once per batch
 			k.config.Log().Warn("webhook: the receiver does not take events; they are sent again",
-				"url", place(s.URL), "events", len(batch), "for", s.Retry, "error", err)
+				"url", Place(s.URL), "events", len(batch), "for", s.Retry, "error", err)
 		}
 		if time.Since(batch[0].At) > s.OfflineAfter+s.Retry {
 			k.config.Count(Expired, len(batch))
 			k.config.Log().Error("webhook: events could not be delivered and are lost: see why the receiver refuses them",
-				"url", place(s.URL), "events", len(batch), "error", err)
+				"url", Place(s.URL), "events", len(batch), "error", err)
 			return nil
 		}
 		if !wait(stopping, max(backoff/2+rand.N(backoff/2), retryAfter)) {
@@ -165,7 +165,7 @@ func (k *hook) farewell(ctx context.Context, rest []Event) {
 		if _, err := k.post(ctx, newID(), rest); err != nil {
 			lost := len(rest) + k.queue.size()
 			k.config.Count(Dropped, lost)
-			k.config.Log().Warn("webhook: ends with events that were not sent", "url", place(k.settings.Load().URL), "events", lost, "error", err)
+			k.config.Log().Warn("webhook: ends with events that were not sent", "url", Place(k.settings.Load().URL), "events", lost, "error", err)
 			return
 		}
 		k.config.Count(Sent, len(rest))
@@ -209,12 +209,12 @@ func (k *hook) post(ctx context.Context, delivery string, batch []Event) (retryA
 	return min(time.Duration(max(0, seconds))*time.Second, maxRetryAfter), fmt.Errorf("status %s", res.Status)
 }
 
-// place is what logs have of a URL: its user, path and query may be what the receiver
-// knows its senders by.
-func place(text string) string {
+// Place is what logs and errors have of a URL: its user, path and query may be what the
+// receiver knows its senders by. It is empty for what is no URL.
+func Place(text string) string {
 	u, err := url.Parse(text)
 	if err != nil {
-		return "" // Settings.URL is one
+		return ""
 	}
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String()
 }

@@ -256,6 +256,6 @@ func (k *hook) put(events []Event) {
 // report logs what was lost.
 func (k *hook) report() {
 	if n := k.lost.Swap(0); n > 0 {
-		k.config.Log().Warn("webhook: events are lost: more happens than can be sent", "url", place(k.settings.Load().URL), "events", n)
+		k.config.Log().Warn("webhook: events are lost: more happens than can be sent", "url", Place(k.settings.Load().URL), "events", n)
 	}
 }

@@ -257,9 +257,9 @@ func (c *cli) devices([]string) error {
 	}
 	rows := make([][]string, len(all.Devices))
 	for i, d := range all.Devices {
-		rows[i] = []string{d.Device, d.State, ago(d), d.Node, d.Remote, d.Secret, d.Hostname}
+		rows[i] = []string{d.Device, d.State, ago(d), d.Node, d.Remote, d.Secret, d.Hostname, d.Summary}
 	}
-	if err := c.table("DEVICE | STATE | FOR | NODE | FROM | SECRET | HOSTNAME", rows); err != nil {
+	if err := c.table("DEVICE | STATE | FOR | NODE | FROM | SECRET | HOSTNAME | WHY", rows); err != nil {
 		return err
 	}
 	if all.Next != "" {
@@ -335,7 +335,7 @@ func (c *cli) device(args []string) error {
 		line("lease until", d.LeaseUntil.Format(time.RFC3339))
 	}
 	if l := d.LastClose; l != nil {
-		line("last end", l.Reason+", "+l.At.Format(time.RFC3339))
+		line("last end", l.text()+", "+l.At.Format(time.RFC3339))
 	}
 	if l := d.LastRefusal; l != nil {
 		line("last refusal", fmt.Sprintf("%s: %s, from %s, %s", l.Code, l.Message, l.Remote, l.At.Format(time.RFC3339)))
@@ -347,6 +347,7 @@ func (c *cli) device(args []string) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\n", name, plain(strings.TrimSpace(fmt.Sprintf("%s  %s %s  %s", e.At.Format(time.RFC3339), e.Event, e.Node, e.Detail))))
 	}
+	line("why", d.Summary)
 	return w.Flush()
 }
 

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -85,9 +86,20 @@ type portView struct {
 	Addr string `json:"addr,omitempty"`
 }
 
+// closeView is how a tunnel has ended. Code is that of RFC 6455 and §5.5 of the
+// protocol; 0: it is not known.
 type closeView struct {
 	Reason string    `json:"reason"`
+	Code   int       `json:"code"`
 	At     time.Time `json:"at"`
+}
+
+// text is how people read it.
+func (c *closeView) text() string {
+	if c.Code == 0 {
+		return c.Reason
+	}
+	return fmt.Sprintf("%s (%d)", c.Reason, c.Code)
 }
 
 type refusalView struct {
@@ -140,7 +152,7 @@ func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred regi
 	v.Label, v.Hostname, v.Generation = rec.Label, h.Hostname(rec.Label), rec.Generation
 	v.LeaseUntil, v.LastSeen = moment(rec.Until), moment(rec.Seen)
 	if rec.Online.Tunnel == "" {
-		v.LastClose = &closeView{Reason: rec.Why, At: rec.Seen.UTC()}
+		v.LastClose = &closeView{Reason: rec.Why, Code: tunnelcore.CloseCode(rec.Why), At: rec.Seen.UTC()}
 		v.Ports = publicPorts(h, rec)
 		return v
 	}

@@ -308,7 +308,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 	abortAll(drop)
 	if old != nil {
 		h.observer.TookOver()
-		old.leave("replaced by a newer tunnel")
+		old.leave(whyReplaced)
 	}
 	// Not before: ports of a device without a tunnel may be closed any moment.
 	b := t.inForce()
@@ -318,7 +318,7 @@ func (h *Hub) start(ctx context.Context, t *tunnel, w http.ResponseWriter, r *ht
 	if now := h.settings.Load(); now != t.settings {
 		h.reauthorise(t)
 		if now.renames(t.settings) {
-			t.closeSoon(wire.CloseRestart, "hostnames have changed")
+			t.closeSoon(wire.CloseRestart, whyRenamed)
 		}
 	}
 	if h.notices.Load() != t.notices { // and so may have a notice about its device

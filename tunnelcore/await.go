@@ -24,12 +24,6 @@ const (
 	pollBurst, pollRate = 200, 200.0
 )
 
-// Reasons for which a tunnel has ended that is not expected back at once.
-const (
-	whyGoodbye   = "agent said goodbye"
-	whyWithdrawn = "authorisation withdrawn"
-)
-
 // room is where the visitors of one device wait for it to come back.
 type room struct {
 	changed chan struct{} // closed when it may have

@@ -186,7 +186,7 @@ func (h *Hub) unclaim(tunnel string) {
 func (h *Hub) giveBack(t *tunnel) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(h.ctx), registryTimeout)
 	defer cancel()
-	err := h.reg.Release(ctx, t.holder, h.settings.Load().Lease, "connection lost during the handshake")
+	err := h.reg.Release(ctx, t.holder, h.settings.Load().Lease, whyHandshake)
 	if err != nil && !errors.Is(err, registry.ErrLost) {
 		t.log().Error("lease not released; it ends by itself", "error", err)
 	}

@@ -259,7 +259,7 @@ func (h *Hub) whenTaken(err error, since time.Time) time.Time {
 		return time.Now()
 	case time.Since(since) > registry.NodeTTL && h.Tunnels() > 0:
 		h.log().Error("another process has the id of this node, which lets its devices go: give each node an id of its own", "error", err)
-		h.wg.Go(func() { h.closeAll(h.unhurried.ctx, h.patient.ctx, "another process has this node's id", takenTime) })
+		h.wg.Go(func() { h.closeAll(h.unhurried.ctx, h.patient.ctx, whyTaken, takenTime) })
 		return time.Now().Add(takenTime)
 	}
 	return since
@@ -433,7 +433,7 @@ func (h *Hub) whyLost(holder registry.Holder) (code int, why string) {
 	defer cancel()
 	rec, err := h.reg.ByDevice(ctx, holder.Device)
 	if err == nil && rec.Generation > holder.Generation {
-		return wire.CloseReplaced, "replaced by a newer tunnel"
+		return wire.CloseReplaced, whyReplaced
 	}
-	return wire.CloseRestart, "the lease has run out"
+	return wire.CloseRestart, whyLapsed
 }

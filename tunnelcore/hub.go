@@ -204,7 +204,7 @@ func (h *Hub) Update(s Settings) {
 			}
 		}
 		if h.settings.Load().renames(old) {
-			h.closeAll(h.ctx, h.ctx, "hostnames have changed", renameTime)
+			h.closeAll(h.ctx, h.ctx, whyRenamed, renameTime)
 			return
 		}
 		for _, t := range all {
@@ -308,7 +308,7 @@ func (h *Hub) reauthorise(t *tunnel) error {
 	t.oust()
 	t.device.dropStreams()
 	if errors.Is(err, ErrExpired) {
-		t.closeSoon(wire.CloseExpired, "credential expired")
+		t.closeSoon(wire.CloseExpired, whyExpired)
 		return err
 	}
 	t.closeSoon(wire.CloseRevoked, whyWithdrawn)
@@ -390,7 +390,7 @@ func (h *Hub) Retire(ctx context.Context, spread time.Duration) error {
 	defer context.AfterFunc(ctx, h.patient.cancel)()
 	h.leaving(ctx)
 	h.ports.close()
-	h.closeAll(h.unhurried.ctx, h.patient.ctx, "edge is stopping", spread)
+	h.closeAll(h.unhurried.ctx, h.patient.ctx, whyStopping, spread)
 	h.waitForVisitors(h.patient.ctx)
 	h.waitForStreams(h.patient.ctx)
 	h.cancel()

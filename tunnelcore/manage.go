@@ -44,7 +44,7 @@ func (h *Hub) Disconnect(ctx context.Context, device string) error {
 	if rec.Online.Tunnel == "" {
 		return ErrOffline
 	}
-	err = h.reg.Release(ctx, rec.Online.Holder, h.settings.Load().Lease, "disconnected by an operator")
+	err = h.reg.Release(ctx, rec.Online.Holder, h.settings.Load().Lease, whyCut)
 	if err != nil && !errors.Is(err, registry.ErrLost) { // lost: it has just ended
 		return err
 	}

@@ -127,7 +127,7 @@ func (h *Hub) recheck(t *tunnel) bool {
 	h.disown(t)
 	code, why := h.whyLost(t.holder)
 	if code == wire.CloseRestart {
-		why = "ended by an operator"
+		why = whyOperator
 		if rec, err := h.reg.ByDevice(ctx, t.holder.Device); err == nil && rec.Why != "" {
 			why = rec.Why
 		}

@@ -70,7 +70,7 @@ func (s served) Replaced(won registry.Holder) {
 		return
 	}
 	h.disown(t)
-	t.leave("replaced by a newer tunnel")
+	t.leave(whyReplaced)
 	if h.beginTransfer() {
 		go func() { // Shutdown waits for it
 			defer h.wg.Done()

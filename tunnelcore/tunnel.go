@@ -213,7 +213,7 @@ func (t *tunnel) receive() error {
 	case op == socket.Text:
 		return t.receiveText()
 	case t.mux == nil:
-		t.close(wire.CloseMalformed, "binary message without a capability for it")
+		t.close(wire.CloseMalformed, whyNoBinary)
 		return errors.New("binary message on the control socket")
 	}
 	for {
@@ -222,7 +222,7 @@ func (t *tunnel) receive() error {
 		}
 	}
 	if errors.Is(err, stream.ErrProtocol) {
-		t.close(wire.CloseMalformed, "malformed frame")
+		t.close(wire.CloseMalformed, whyBadFrame)
 	}
 	return err
 }
@@ -238,7 +238,7 @@ func (t *tunnel) receiveText() error {
 	}
 	switch {
 	case errors.Is(err, socket.ErrTooBig):
-		t.close(wire.CloseTooBig, "message longer than 4096 bytes")
+		t.close(wire.CloseTooBig, whyLong)
 		return err
 	case err != nil:
 		return err
@@ -248,7 +248,7 @@ func (t *tunnel) receiveText() error {
 		return nil
 	}
 	if err != nil {
-		t.close(wire.CloseMalformed, "malformed message")
+		t.close(wire.CloseMalformed, whyBadMessage)
 		return err
 	}
 	if m, ok := m.(*wire.Refused); ok {
@@ -315,7 +315,7 @@ func (t *tunnel) end(err error) {
 	case clean:
 		why = whyGoodbye
 	default:
-		why = "connection lost: " + err.Error()
+		why = whyLost + err.Error()
 	}
 	t.hub.unregister(t, !clean)
 	t.mu.Lock()

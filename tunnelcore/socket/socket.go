@@ -65,14 +65,18 @@ const (
 	CloseAbnormal = 1006
 )
 
+// ClosedWithCode is how the text of a CloseError begins after a close frame of the peer,
+// for fmt.
+const ClosedWithCode = "socket: closed with code %d"
+
 func (e *CloseError) Error() string {
 	switch {
 	case e.Code == CloseAbnormal:
 		return "socket: connection ended without a close frame"
 	case e.Reason == "":
-		return fmt.Sprintf("socket: closed with code %d", e.Code)
+		return fmt.Sprintf(ClosedWithCode, e.Code)
 	}
-	return fmt.Sprintf("socket: closed with code %d: %s", e.Code, e.Reason)
+	return fmt.Sprintf(ClosedWithCode+": %s", e.Code, e.Reason)
 }
 
 // ErrTooBig is ReadMessage's answer to a message above its limit.

@@ -35,6 +35,8 @@ type StaticAuth struct {
 	// is loaded (`caddy reload --force`).
 	Files []string `json:"files,omitempty"`
 
+	Policy
+
 	digests map[string]digest
 }
 
@@ -164,34 +166,34 @@ func (s *StaticAuth) Authenticate(_ context.Context, c tunnelcore.Credential) er
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:
 //
 //	auth static {
-//		device <id> <secret>|sha256:<hex>
-//		file   <file>
+//		device        <id> <secret>|sha256:<hex>
+//		file          <file>
+//		allow_devices <patterns...>
+//		allow_ports   <ports...>
 //	}
 func (s *StaticAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the provider's name
 	if d.NextArg() {
 		return d.Errf("auth static: takes no value, given %q; devices are listed in a block", d.Val())
 	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch name := d.Val(); name {
-		case "device":
-			args := d.RemainingArgs()
-			if len(args) != 2 {
-				return d.Errf("auth static: device: takes an id and a secret, given %d values", len(args))
-			}
-			s.Devices = append(s.Devices, StaticDevice{ID: args[0], Secret: args[1]})
-		case "file":
-			file, err := oneValue(d, "auth static: file", "a file")
-			if err != nil {
-				return err
-			}
-			s.Files = append(s.Files, file)
-		default:
-			return d.Errf("auth static: unknown setting %q: it takes device and file", name)
-		}
-	}
-	return nil
+	return parseBlock(d, "auth static", s, staticSettings, "device", "file")
 }
+
+var staticSettings = append([]setting[*StaticAuth]{
+	{"device", func(s *StaticAuth, d *caddyfile.Dispenser) error {
+		args := d.RemainingArgs()
+		if len(args) != 2 {
+			return d.Errf("auth static: device: takes an id and a secret, given %d values", len(args))
+		}
+		s.Devices = append(s.Devices, StaticDevice{ID: args[0], Secret: args[1]})
+		return nil
+	}},
+	{"file", func(s *StaticAuth, d *caddyfile.Dispenser) error {
+		file, err := oneValue(d, "auth static: file", "a file")
+		s.Files = append(s.Files, file)
+		return err
+	}},
+}, policySettings[*StaticAuth]("auth static")...)
 
 // NoAuth lets everybody in, as any device. It is for tests on a network of your
 // own, and must be written out.

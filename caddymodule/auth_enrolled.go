@@ -26,6 +26,8 @@ func init() {
 // A device that is revoked is cut off within 5 seconds on any node, and let in by no
 // other authenticator either, wherever this one stands among them.
 type EnrolledAuth struct {
+	Policy
+
 	registry atomic.Pointer[registry.Credentials]
 }
 
@@ -100,17 +102,6 @@ func (r revocations) Authenticate(ctx context.Context, cred tunnelcore.Credentia
 	return tunnelcore.ErrNotMine
 }
 
-// withRevocations returns the authenticators as the hub asks them: a device that is
-// revoked gets no further than the first.
-func withRevocations(all []tunnelcore.Authenticator) []tunnelcore.Authenticator {
-	for i, auth := range all {
-		if e, ok := auth.(*EnrolledAuth); ok && i > 0 {
-			return append([]tunnelcore.Authenticator{revocations{e}}, all...)
-		}
-	}
-	return all
-}
-
 // enrolls reports whether devices can be enrolled.
 func (a *App) enrolls() bool {
 	for _, auth := range a.authenticators {
@@ -132,13 +123,18 @@ func (a *App) bindAuth(r registry.Registry) {
 
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:
 //
-//	auth enrolled
+//	auth enrolled {
+//		allow_devices <patterns...>
+//		allow_ports   <ports...>
+//	}
+//
+// The block may be left out.
 func (e *EnrolledAuth) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the provider's name
-	if d.NextArg() || d.NextBlock(d.Nesting()) {
-		return d.Errf("auth enrolled: takes no value and no block, given %q: devices are enrolled with `caddy iottunnel enroll ID`", d.Val())
+	if d.NextArg() {
+		return d.Errf("auth enrolled: takes no value, given %q: devices are enrolled with `caddy iottunnel enroll ID`", d.Val())
 	}
-	return nil
+	return parseBlock(d, "auth enrolled", e, policySettings[*EnrolledAuth]("auth enrolled"))
 }
 
 // Interface guards

@@ -29,7 +29,7 @@ func TestEnrolledAuth(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The hub asks them in turn, the revocations first.
-	all := withRevocations([]tunnelcore.Authenticator{static, enrolled})
+	all := asked([]tunnelcore.Authenticator{static, enrolled})
 	ask := func(device, token string) error {
 		for _, a := range all {
 			if err := a.Authenticate(ctx, tunnelcore.Credential{Device: device, Token: token}); !errors.Is(err, tunnelcore.ErrNotMine) {

@@ -52,6 +52,8 @@ type JWTAuth struct {
 	// without it may forward none. Default: every token may forward all.
 	PortsClaim string `json:"ports_claim,omitempty"`
 
+	Policy
+
 	keys keySource
 }
 
@@ -136,7 +138,7 @@ func (j *JWTAuth) Authenticate(ctx context.Context, c tunnelcore.Credential) err
 	if device != c.Device {
 		return errors.New("jwt: the token is another device's")
 	}
-	return j.checkPorts(more, c)
+	return j.checkClaim(more, c)
 }
 
 // verify checks the signature and decodes the claims.
@@ -156,7 +158,8 @@ func (j *JWTAuth) verify(ctx context.Context, token *jwt.JSONWebToken, into ...a
 	return errors.New("jwt: signed by none of the keys that are known")
 }
 
-func (j *JWTAuth) checkPorts(claims map[string]json.RawMessage, c tunnelcore.Credential) error {
+// checkClaim refuses ports that the token does not list.
+func (j *JWTAuth) checkClaim(claims map[string]json.RawMessage, c tunnelcore.Credential) error {
 	if j.PortsClaim == "" {
 		return nil
 	}
@@ -174,24 +177,26 @@ func (j *JWTAuth) checkPorts(claims map[string]json.RawMessage, c tunnelcore.Cre
 	return nil
 }
 
-var jwtSettings = []setting[*JWTAuth]{
+var jwtSettings = append([]setting[*JWTAuth]{
 	textSetting("auth jwt: jwks_url", func(j *JWTAuth) *string { return &j.JWKSURL }, "a URL"),
 	textSetting("auth jwt: key_file", func(j *JWTAuth) *string { return &j.KeyFile }, "a file"),
 	textSetting("auth jwt: audience", func(j *JWTAuth) *string { return &j.Audience }, "a name"),
 	textSetting("auth jwt: issuer", func(j *JWTAuth) *string { return &j.Issuer }, "a name"),
 	textSetting("auth jwt: device_claim", func(j *JWTAuth) *string { return &j.DeviceClaim }, "the name of a claim"),
 	textSetting("auth jwt: ports_claim", func(j *JWTAuth) *string { return &j.PortsClaim }, "the name of a claim"),
-}
+}, policySettings[*JWTAuth]("auth jwt")...)
 
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:
 //
 //	auth jwt {
-//		jwks_url     <url>
-//		key_file     <file>
-//		audience     <name>
-//		issuer       <name>
-//		device_claim <claim>
-//		ports_claim  <claim>
+//		jwks_url      <url>
+//		key_file      <file>
+//		audience      <name>
+//		issuer        <name>
+//		device_claim  <claim>
+//		ports_claim   <claim>
+//		allow_devices <patterns...>
+//		allow_ports   <ports...>
 //	}
 //
 // audience is required, and one of jwks_url and key_file.

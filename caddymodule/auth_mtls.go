@@ -36,6 +36,8 @@ type MTLSAuth struct {
 	// id, or `cn`, the common name. Default: `san`.
 	Name string `json:"name,omitempty"`
 
+	Policy
+
 	roots *x509.CertPool
 }
 
@@ -100,20 +102,22 @@ func (m *MTLSAuth) Authenticate(_ context.Context, c tunnelcore.Credential) erro
 	return nil
 }
 
-var mtlsSettings = []setting[*MTLSAuth]{
+var mtlsSettings = append([]setting[*MTLSAuth]{
 	{"ca", func(m *MTLSAuth, d *caddyfile.Dispenser) error {
 		files, err := someValues(d, "auth mtls: ca", "files")
 		m.CA = append(m.CA, files...)
 		return err
 	}},
 	wordSetting("auth mtls: name", func(m *MTLSAuth) *string { return &m.Name }, "san", "cn"),
-}
+}, policySettings[*MTLSAuth]("auth mtls")...)
 
 // UnmarshalCaddyfile sets up the authenticator from Caddyfile tokens. Syntax:
 //
 //	auth mtls {
-//		ca   <files...>
-//		name san|cn
+//		ca            <files...>
+//		name          san|cn
+//		allow_devices <patterns...>
+//		allow_ports   <ports...>
 //	}
 //
 // ca is required, and may repeat.

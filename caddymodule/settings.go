@@ -128,7 +128,7 @@ func (a *App) validateAuth() error {
 			return errors.New("auth none: stands beside other authenticators, which would be in vain: remove it, or them")
 		}
 	}
-	return nil
+	return a.compilePolicies()
 }
 
 func (a *App) validateTimes() error {
@@ -249,7 +249,7 @@ func (a *App) settings() tunnelcore.Settings {
 		s.TCP, _ = a.TCPPorts.core() // Validate has seen the error
 	}
 	s.Node = a.node.settings
-	s.Authenticators = withRevocations(a.authenticators)
+	s.Authenticators = asked(a.authenticators)
 	s.Enrollment = a.enrolls()
 	s.Connect = a.Connect
 	s.Audit = a.audit.stream

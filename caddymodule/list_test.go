@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -71,13 +73,116 @@ func BenchmarkDevicesPage(b *testing.B) {
 	}
 }
 
+// TestPageIsBounded reads pages of a small and of a large fleet: what a page costs does
+// not depend on how many devices there are beside those on it. How long one of 100,000
+// takes is BenchmarkDevicesPage's to tell.
+func TestPageIsBounded(t *testing.T) {
+	const few, many = 1500, 6000
+	pages := []deviceQuery{{Limit: defaultPage}, {Limit: maxPage, After: "device-000200"}}
+	t.Run("memory", func(t *testing.T) {
+		reg, err := registry.OpenMemory(registry.MemoryOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hub := listHub(t, reg)
+		var allocs [2][]float64
+		for i, size := range []int{few, many} {
+			fillFleet(t, reg, size)
+			for _, q := range pages {
+				allocs[i] = append(allocs[i], testing.AllocsPerRun(5, func() { wantPage(t, hub, q) }))
+			}
+		}
+		for i, q := range pages {
+			if small, large := allocs[0][i], allocs[1][i]; large > 1.1*small {
+				t.Errorf("%+v: %.0f allocations with %d devices, %.0f with %d", q, small, few, large, many)
+			}
+		}
+	})
+	t.Run("redis", func(t *testing.T) {
+		s := redistest.Start(t, redistest.Options{})
+		reg, err := redisregistry.Open(t.Context(), redisregistry.Options{URL: "redis://" + s.Addr, PoolSize: 16})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hub := listHub(t, reg)
+		var commands, sent [2][]int64
+		for i, size := range []int{few, many} {
+			fillFleet(t, reg, size)
+			for _, q := range pages {
+				s.ResetCommands()
+				wantPage(t, hub, q)
+				var n int64
+				for _, count := range s.Commands() {
+					n += int64(count)
+				}
+				commands[i], sent[i] = append(commands[i], n), append(sent[i], redisInfo(t, s, "stats", "total_net_output_bytes"))
+			}
+		}
+		for i, q := range pages {
+			// The node's own heartbeats come between.
+			if small, large := commands[0][i], commands[1][i]; large > small+small/10+50 {
+				t.Errorf("%+v: %d commands with %d devices, %d with %d", q, small, few, large, many)
+			}
+			if small, large := sent[0][i], sent[1][i]; large > small+small/10+20_000 {
+				t.Errorf("%+v: %d bytes with %d devices, %d with %d", q, small, few, large, many)
+			}
+		}
+	})
+}
+
+func listHub(t *testing.T, reg registry.Registry) *tunnelcore.Hub {
+	t.Helper()
+	hub, err := tunnelcore.New(tunnelcore.Config{Node: "this", Registry: reg, Settings: tunnelcore.Settings{Domain: testDomain}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { hub.Shutdown(context.WithoutCancel(t.Context())) })
+	return hub
+}
+
+// fillFleet makes the registry's devices as many as size.
+func fillFleet(t *testing.T, reg registry.Registry, size int) {
+	t.Helper()
+	inParallel(size, func(i int) {
+		device := fmt.Sprintf("device-%06d", i)
+		_, err := reg.Claim(t.Context(), registry.Claim{
+			Device: device, Instance: "0123456789abcdef0123456789abcdef", Tunnel: fmt.Sprintf("%032x", i),
+			Node: registry.NodeRef{ID: "other", Epoch: "1"}, Label: fmt.Sprintf("%016x", i), Lease: time.Hour,
+		})
+		if err == nil && i%2 == 0 {
+			_, err = registry.Enroll(t.Context(), reg, device, registry.HashSecret(device), registry.ReplaceRevoked)
+		}
+		if err != nil && !errors.Is(err, registry.ErrEnrolled) {
+			t.Error(err)
+		}
+	})
+}
+
+func wantPage(t *testing.T, hub *tunnelcore.Hub, q deviceQuery) {
+	page, err := listDevices(t.Context(), hub, q)
+	if err != nil || len(page.Devices) != q.Limit || page.Next == "" {
+		t.Errorf("%+v: %d devices, %v", q, len(page.Devices), err)
+	}
+}
+
 // memoryOf is how many bytes Redis has in use.
-func memoryOf(b *testing.B, s *redistest.Server) (bytes int64) {
-	b.Helper()
-	for line := range strings.Lines(s.Do("INFO", "memory")) {
-		if text, ok := strings.CutPrefix(line, "used_memory:"); ok {
-			bytes, _ = strconv.ParseInt(strings.TrimSpace(text), 10, 64) // Redis writes it
+func memoryOf(tb testing.TB, s *redistest.Server) (bytes int64) {
+	tb.Helper()
+	return redisInfo(tb, s, "memory", "used_memory")
+}
+
+// redisInfo is a number that Redis tells about itself.
+func redisInfo(tb testing.TB, s *redistest.Server, section, name string) int64 {
+	tb.Helper()
+	for line := range strings.Lines(s.Do("INFO", section)) {
+		if text, ok := strings.CutPrefix(line, name+":"); ok {
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if err != nil {
+				tb.Fatalf("%s: %v", name, err)
+			}
+			return n
 		}
 	}
-	return bytes
+	tb.Fatalf("Redis does not tell %s", name)
+	return 0
 }

@@ -24,7 +24,6 @@ var notOn = map[string]map[string]string{
 	"TestHTTP2":           {"plain": "has no ALPN; TestHTTP2Cleartext covers it", "nodes": "the same as on plain"},
 	"TestInspectingProxy": {"plain": "has no TLS to look into"},
 	"TestPlaintext":       {"tls": "is about plain connections", "nodes": "its agents come by TLS"},
-	"TestLeaseEnds":       {"nodes": "an agent that says goodbye waits for connections that another node keeps, for longer than this lease"},
 	"TestNextHandler":     {"tls": "agents and devices have sites of their own there: no handler follows"},
 }
 

@@ -58,6 +58,11 @@ func newHeld(t *testing.T, f harness.Face) *held {
 	// Where it is refused at first, its backoff is 30 s at most.
 	up := h.agent.UpWithin(t, 60*time.Second)
 	h.host, h.port = up.Hostname(t, 80), publicPort(t, up, 7)
+	// A router keeps away for 10 s from a node that did not have the port open yet, which
+	// is then asked about the device for the first time.
+	for _, addr := range harness.PortsOf(f, h.port) {
+		harness.Eventually(t, 10*time.Second, "every node has the public port", func() error { return tryTCP(addr, "are you there") })
+	}
 	h.serves(t)
 	return h
 }

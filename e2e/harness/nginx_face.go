@@ -135,6 +135,17 @@ func (f *routedFace) certificate(name string) (certFile, keyFile string) {
 	return certFile, keyFile
 }
 
+// PortsOf are the addresses at which the nodes of a face have a public port, behind what
+// visitors meet; none where they meet the nodes themselves.
+func PortsOf(f Face, port string) (all []string) {
+	if r, ok := f.(*routedFace); ok {
+		for _, n := range r.all.Nodes {
+			all = append(all, net.JoinHostPort(n.node.ports, port))
+		}
+	}
+	return all
+}
+
 // streams has every public port lead to both nodes.
 func (f *routedFace) streams(public string) (string, error) {
 	first, last := f.TCPPorts()

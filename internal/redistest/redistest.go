@@ -29,9 +29,10 @@ type Server struct {
 	Socket string // path of the Unix socket, when it was asked for
 	CA     string // file of the certificate authority, when TLS was asked for
 
-	tb   testing.TB
-	args []string
-	auth []string // flags by which redis-cli logs in
+	tb    testing.TB
+	args  []string
+	auth  []string // flags by which redis-cli logs in
+	clock *Clock   // nil: the machine's
 
 	mu  sync.Mutex // guards cmd
 	cmd *exec.Cmd
@@ -40,10 +41,11 @@ type Server struct {
 
 // Options say what server Start starts. The zero value is a plain one.
 type Options struct {
-	TLS  bool     // listen with TLS only
-	Unix bool     // listen on a Unix socket only
-	Args []string // more arguments of redis-server
-	CLI  []string // more arguments of redis-cli, such as --user and --pass
+	TLS   bool     // listen with TLS only
+	Unix  bool     // listen on a Unix socket only
+	Clock *Clock   // nil: the machine's; needs Linux
+	Args  []string // more arguments of redis-server
+	CLI   []string // more arguments of redis-cli, such as --user and --pass
 }
 
 const (
@@ -73,7 +75,7 @@ func Start(tb testing.TB, o Options) *Server {
 // prepare chooses directory, address and arguments.
 func prepare(tb testing.TB, o Options) *Server {
 	tb.Helper()
-	s := &Server{Dir: tempDir(tb), tb: tb, auth: o.CLI}
+	s := &Server{Dir: tempDir(tb), tb: tb, auth: o.CLI, clock: o.Clock}
 	s.args = []string{
 		"--dir", s.Dir, "--save", "", "--appendonly", "no", "--daemonize", "no",
 		"--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0", "--loglevel", "notice",
@@ -145,6 +147,9 @@ func (s *Server) launch(name string, args ...string) {
 	s.log = new(bytes.Buffer)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	cmd.Dir = s.Dir
+	if s.clock != nil {
+		cmd.Env = s.clock.environ()
+	}
 	dieWithParent(cmd)
 	if err := cmd.Start(); err != nil {
 		s.tb.Fatalf("start %s: %v", name, err)
@@ -319,15 +324,24 @@ func tail(log *bytes.Buffer, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// Cluster starts three masters that share the slots, and returns when each knows.
-func Cluster(tb testing.TB) []*Server {
+// never is a timeout, in milliseconds, of what a moved clock must not end; its 24 days
+// are as much as Redis takes.
+const never = "2147483647"
+
+// Cluster starts three masters that share the slots, and returns when each knows. With a
+// clock, which may be nil, none finds out that another has died.
+func Cluster(tb testing.TB, clock *Clock) []*Server {
 	tb.Helper()
 	Need(tb)
 	var nodes []*Server
 	create := []string{"--cluster", "create"}
+	timeout := "2000"
+	if clock != nil {
+		timeout = never
+	}
 	for range 3 {
-		s := prepare(tb, Options{Args: []string{
-			"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "2000",
+		s := prepare(tb, Options{Clock: clock, Args: []string{
+			"--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", timeout,
 		}})
 		s.Start()
 		nodes = append(nodes, s)
@@ -361,12 +375,14 @@ func (s *Sentinels) Addrs() []string {
 }
 
 // WithSentinels starts a master, a replica and three sentinels that need a
-// password, and returns when a failover would succeed.
-func WithSentinels(tb testing.TB, sentinelPassword string) *Sentinels {
+// password, and returns when a failover would succeed. The clock, which may be nil, is
+// that of master and replica.
+func WithSentinels(tb testing.TB, sentinelPassword string, clock *Clock) *Sentinels {
 	tb.Helper()
 	Need(tb)
-	g := &Sentinels{Name: "edge", Master: Start(tb, Options{})}
-	g.Replica = Start(tb, Options{Args: []string{"--replicaof", "127.0.0.1 " + strconv.Itoa(g.Master.Port)}})
+	unhurried := []string{"--repl-timeout", "86400"} // replicas stay while the clock moves
+	g := &Sentinels{Name: "edge", Master: Start(tb, Options{Clock: clock, Args: unhurried})}
+	g.Replica = Start(tb, Options{Clock: clock, Args: append(unhurried, "--replicaof", "127.0.0.1 "+strconv.Itoa(g.Master.Port))})
 	Eventually(tb, "the replica follows", func() bool {
 		return strings.Contains(g.Replica.Do("INFO", "replication"), "master_link_status:up")
 	})

@@ -1,8 +1,10 @@
 package redistest
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iottunnel/iottunnel/internal/leak"
 )
@@ -31,7 +33,7 @@ func TestServer(t *testing.T) {
 }
 
 func TestCluster(t *testing.T) {
-	for _, s := range Cluster(t) {
+	for _, s := range Cluster(t, nil) {
 		if out := s.Do("CLUSTER", "INFO"); !strings.Contains(out, "cluster_slots_ok:16384") {
 			t.Errorf("%s", out)
 		}
@@ -39,7 +41,7 @@ func TestCluster(t *testing.T) {
 }
 
 func TestSentinels(t *testing.T) {
-	g := WithSentinels(t, "pw")
+	g := WithSentinels(t, "pw", nil)
 	g.Master.Do("SET", "k", "v")
 	g.Master.Do("WAIT", "1", "1000")
 	g.Master.Kill()
@@ -47,4 +49,36 @@ func TestSentinels(t *testing.T) {
 	if v := g.Replica.Do("GET", "k"); v != "v" {
 		t.Errorf("after the failover: %q", v)
 	}
+}
+
+// A server goes by its clock, and so do its keys and scripts.
+func TestClock(t *testing.T) {
+	clock := NewClock(t)
+	s := Start(t, Options{Clock: clock})
+	s.Do("SET", "k", "v", "PX", "3600000")
+	now := func() time.Time {
+		var sec int64
+		if _, err := fmt.Sscan(s.Do("EVAL", "return redis.call('TIME')[1]", "0"), &sec); err != nil {
+			t.Fatal(err)
+		}
+		return time.Unix(sec, 0)
+	}
+	near := func(what string) {
+		if d := clock.Now().Sub(now()); d < 0 || d > patience {
+			t.Errorf("%s, it is %v behind", what, d)
+		}
+	}
+	near("at first")
+	clock.Advance(59 * time.Minute)
+	near("after 59 minutes")
+	if v := s.Do("GET", "k"); v != "v" {
+		t.Errorf("after 59 minutes: %q", v)
+	}
+	clock.Advance(time.Minute)
+	if v := s.Do("GET", "k"); v != "" {
+		t.Errorf("after an hour: %q", v)
+	}
+	s.Kill()
+	s.Start()
+	near("after a restart")
 }

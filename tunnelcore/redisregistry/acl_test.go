@@ -34,9 +34,10 @@ func documentedACL(t *testing.T, comment string) []string {
 // with a server that nobody else can use.
 func TestACL(t *testing.T) {
 	t.Parallel()
-	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "admin"}, CLI: []string{"--pass", "admin"}})
+	clock := redistest.NewClock(t)
+	s := redistest.Start(t, redistest.Options{Clock: clock, Args: []string{"--requirepass", "admin"}, CLI: []string{"--pass", "admin"}})
 	s.Do(documentedACL(t, "one server, or Sentinel")...)
-	conform(t, Options{URL: "redis://iottunnel:PASSWORD@" + s.Addr})
+	conform(t, clock, Options{URL: "redis://iottunnel:PASSWORD@" + s.Addr})
 
 	s.Do(documentedACL(t, "a router that only reads")...)
 	router := redis.NewClient(&redis.Options{Addr: s.Addr, Username: "router", Password: "PASSWORD", DisableIdentity: true})
@@ -98,7 +99,7 @@ func TestRefusedLogin(t *testing.T) {
 func TestClusterACL(t *testing.T) {
 	t.Parallel()
 	var addrs []string
-	for _, s := range redistest.Cluster(t) {
+	for _, s := range redistest.Cluster(t, nil) {
 		s.Do(documentedACL(t, "Redis Cluster")...)
 		addrs = append(addrs, s.Addr)
 	}

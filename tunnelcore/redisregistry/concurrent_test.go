@@ -26,7 +26,7 @@ func TestTwoNodes(t *testing.T) {
 func TestTwoNodesOfCluster(t *testing.T) {
 	t.Parallel()
 	var addrs []string
-	servers := redistest.Cluster(t)
+	servers := redistest.Cluster(t, nil)
 	for _, s := range servers {
 		addrs = append(addrs, s.Addr)
 	}

@@ -159,7 +159,7 @@ func (r *Registry) AddCode(ctx context.Context, c registry.Code) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	now := time.Now() // what the caller went by
+	now := r.now() // what the caller went by
 	if err := registry.CheckCode(c, now); err != nil {
 		return err
 	}

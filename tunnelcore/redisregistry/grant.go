@@ -33,7 +33,7 @@ func (r *Registry) AddGrant(ctx context.Context, g registry.Grant) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	now := time.Now() // what the caller went by
+	now := r.now() // what the caller went by
 	if err := registry.CheckGrant(g, now); err != nil {
 		return err
 	}

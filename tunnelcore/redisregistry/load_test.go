@@ -29,7 +29,7 @@ func TestLoad(t *testing.T) {
 	all := make([]*Registry, nodes)
 	held := make([][]registry.Held, nodes)
 	for i := range all {
-		all[i] = short(t, Options{URL: "redis://" + s.Addr, nodeTTL: time.Hour})
+		all[i] = short(t, Options{URL: "redis://" + s.Addr})
 		all[i].Hints(t.Context())
 		n := beatNode(t, all[i], fmt.Sprintf("edge-%d", i+1), "e1")
 		for d := range devices / nodes {

@@ -42,7 +42,7 @@ func (r *Registry) beat(ctx context.Context, n registry.Node) error {
 	if n.Draining {
 		draining = 1
 	}
-	sent := time.Now()
+	sent := r.now()
 	b := r.batch(ctx)
 	beat := b.script(beatScript, []string{r.keys.node(n.ID)},
 		n.Epoch, r.nodeTTL.Milliseconds(), n.URL, n.Internal, n.Clients, n.Capacity, draining, r.watch.restoredTo())

@@ -62,6 +62,8 @@ type Options struct {
 
 	// Times that tests shorten; zero means what the constants of these names say.
 	nodeTTL, portRest, settle time.Duration
+	// now is the clock of the tests' Redis; nil: the machine's.
+	now func() time.Time
 }
 
 // Sentinel is how to find a server that sentinels watch.
@@ -232,10 +234,14 @@ func newRegistry(c redis.UniversalClient, o Options) *Registry {
 		nodeTTL:  orDefault(o.nodeTTL, registry.NodeTTL),
 		portRest: orDefault(o.portRest, registry.PortRest),
 		perCall:  keysPerCall,
+		now:      o.now,
 		watch:    newWatch(orDefault(o.settle, settleTime)),
 	}
 	r.life, r.end = context.WithCancel(context.Background())
 	r.tail, r.grace = r.portRest, r.portRest/2
+	if r.now == nil {
+		r.now = time.Now
+	}
 	if clustered {
 		r.perCall = 1
 	}

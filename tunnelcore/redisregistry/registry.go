@@ -54,6 +54,7 @@ type Registry struct {
 	c    redis.UniversalClient
 	keys keys
 	log  *slog.Logger
+	now  func() time.Time
 
 	nodeTTL  time.Duration
 	portRest time.Duration

@@ -133,7 +133,7 @@ func TestForward(t *testing.T) {
 
 // forward makes each kind of call over what before has written.
 func forward(t *testing.T, s *redistest.Server) {
-	r := short(t, Options{URL: "redis://" + s.Addr, nodeTTL: time.Hour})
+	r := short(t, Options{URL: "redis://" + s.Addr})
 	online := map[string]string{"aaaaaaaaaaaaaaaa": "edge-1", "bbbbbbbbbbbbbbbb": "edge-2", "cccccccccccccccc": "", "dddddddddddddddd": "", "eeeeeeeeeeeeeeee": ""}
 	var held []registry.Holder
 	records := map[string]registry.Record{}

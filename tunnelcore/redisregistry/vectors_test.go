@@ -47,7 +47,7 @@ const epochMS = 1_760_000_000_000
 func TestSchema(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, redistest.Options{})
-	r := short(t, Options{URL: "redis://" + s.Addr, nodeTTL: time.Hour}) // a slow machine sees no node end
+	r := short(t, Options{URL: "redis://" + s.Addr})
 	beat := func(n registry.Node) registry.NodeRef {
 		if err := r.Beat(t.Context(), n); err != nil {
 			t.Fatal(err)

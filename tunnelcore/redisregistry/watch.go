@@ -138,7 +138,7 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 	}
 	switch {
 	case !again || !missing || w.lostAt.After(last.sent): // or known to be missing
-	case time.Since(last.sent) < r.nodeTTL*9/10:
+	case r.now().Sub(last.sent) < r.nodeTTL*9/10:
 		// The key lasts from when the last heartbeat arrived, which was after it was sent,
 		// and was looked at before now.
 		w.flushedLocked(r)
@@ -152,7 +152,7 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 
 // lostLocked notes that data was lost. The caller holds mu.
 func (w *watch) lostLocked(r *Registry, why string) {
-	w.pending, w.lostAt = true, time.Now()
+	w.pending, w.lostAt = true, r.now()
 	w.settled = w.lostAt.Add(w.settle)
 	w.waiting = slices.DeleteFunc(slices.Clone(w.peers), func(id string) bool {
 		for ref := range w.beaten {
@@ -173,13 +173,13 @@ func (w *watch) lostLocked(r *Registry, why string) {
 func (w *watch) flushedLocked(r *Registry) {
 	w.lostLocked(r, "the node's key is missing")
 	if len(w.waiting) > 0 {
-		w.earliest = time.Now().Add(min(w.settle, 2*registry.NodeHeartbeat))
+		w.earliest = r.now().Add(min(w.settle, 2*registry.NodeHeartbeat))
 	}
 }
 
 // look asks each master who it is, unless somebody else does so meanwhile.
 func (r *Registry) look(ctx context.Context) error {
-	w, asked := r.watch, time.Now()
+	w, asked := r.watch, r.now()
 	select {
 	case w.looking <- struct{}{}:
 	case <-ctx.Done():
@@ -192,7 +192,7 @@ func (r *Registry) look(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	began := time.Now()
+	began := r.now()
 	servers, err := r.masters(ctx)
 	if err == nil && len(servers) > 0 {
 		w.saw(r, servers, began)
@@ -287,7 +287,7 @@ func (r *Registry) hasLostData(ctx context.Context) (bool, error) {
 // they have not had the time to end.
 func (r *Registry) lookForNodes(ctx context.Context) error {
 	w := r.watch
-	began := time.Now()
+	began := r.now()
 	b := r.batch(ctx)
 	epochs := map[registry.NodeRef]*redis.StringCmd{}
 	w.mu.Lock()
@@ -304,7 +304,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 	defer w.mu.Unlock()
 	for ref, epoch := range epochs {
 		last, still := w.beaten[ref] // it may have left meanwhile
-		if errors.Is(epoch.Err(), redis.Nil) && still && time.Since(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
+		if errors.Is(epoch.Err(), redis.Nil) && still && r.now().Sub(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
 			w.flushedLocked(r)
 		}
 	}
@@ -324,7 +324,7 @@ func (r *Registry) mayLease(ctx context.Context) error {
 	}
 	w := r.watch
 	w.mu.Lock()
-	now := time.Now()
+	now := r.now()
 	settled, early := !now.Before(w.settled), now.Before(w.earliest)
 	waiting, state := slices.Clone(w.waiting), w.state
 	w.mu.Unlock()

@@ -196,15 +196,9 @@ var claimTests = []test{
 		s.alive = nil
 		by := registry.Incumbent{Holder: l.Holder, Instance: c.Instance, Node: n}
 		c.Instance = "second"
-		if s.Exact {
-			s.pass(s.NodeTTL - 1e6)
-			s.held(c, by)
-			s.pass(1e6)
-		} else {
-			s.pass(s.NodeTTL / 2)
-			s.held(c, by)
-			s.pass(s.NodeTTL/2 + s.margin())
-		}
+		s.pass(s.NodeTTL - s.slack())
+		s.held(c, by)
+		s.pass(s.slack())
 		if r := s.device("cam"); r.Online != (registry.Incumbent{}) || r.Why != registry.WhyNodeGone {
 			s.Errorf("record %+v, want offline", r)
 		}

@@ -158,11 +158,7 @@ var credentialTests = []test{
 	}},
 	{"invalid arguments", func(s *suite) {
 		r := s.Registry
-		soon := time.Now().Add(time.Hour)
-		if s.Exact {
-			s.enroll("probe", secret("probe"), registry.ReplaceNone)
-			soon = s.credential("probe").Changed.Add(time.Hour)
-		}
+		soon := s.now().Add(time.Hour)
 		check := func(what string, err error) {
 			s.Helper()
 			if !errors.Is(err, registry.ErrInvalid) {
@@ -376,7 +372,6 @@ var noticeTests = []test{
 
 var dropTests = []test{
 	{"of a device that is offline", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		l := s.claim(s.ask(n, "cam", "t1"))
 		s.lease(l.Holder, 40000, 40000, 22)
@@ -397,7 +392,6 @@ var dropTests = []test{
 		s.release(again.Holder, "bye")
 	}},
 	{"of a device that is connected", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		l := s.claim(s.ask(n, "cam", "t1"))
 		s.drop("cam")
@@ -412,7 +406,6 @@ var dropTests = []test{
 		s.lost(l.Holder)
 	}},
 	{"of a device whose node is gone", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		l := s.claim(s.ask(n, "cam", "t1"))
 		s.leave("n1", "e1")
@@ -480,14 +473,7 @@ func (s *suite) enrolled(after string, limit int, want ...string) {
 // addCode adds a code whose hash is that of its id.
 func (s *suite) addCode(id, device string, ttl time.Duration) registry.Code {
 	s.Helper()
-	now := time.Now()
-	if s.Exact {
-		now = s.enroll("clock", secret("clock"), registry.ReplaceAny).Changed
-		if err := s.Registry.DropCredential(s.ctx, "clock"); err != nil {
-			s.Fatal(err)
-		}
-	}
-	c := registry.Code{ID: id, Hash: secret(id), Device: device, Until: now.Add(ttl)}
+	c := registry.Code{ID: id, Hash: secret(id), Device: device, Until: s.now().Add(ttl)}
 	if err := s.Registry.AddCode(s.ctx, c); err != nil {
 		s.Fatalf("AddCode(%+v): %v", c, err)
 	}

@@ -12,13 +12,9 @@ import (
 
 func (s *suite) newGrant(id string) registry.Grant {
 	s.Helper()
-	now, err := s.Registry.Time(s.ctx)
-	if err != nil {
-		s.Fatal(err)
-	}
 	return registry.Grant{
 		ID: id, Kind: registry.GrantConnect, Device: "cam", Port: 22, By: "é bob",
-		Hash: secret(id), Until: now.Add(time.Hour),
+		Hash: secret(id), Until: s.now().Add(time.Hour),
 	}
 }
 
@@ -130,14 +126,11 @@ var grantTests = []test{
 		g := s.newGrant("a")
 		long := s.newGrant("b")
 		long.Until = long.Until.Add(time.Hour)
-		if !s.Exact {
-			return // the clock cannot be moved
-		}
 		s.grant(g)
 		s.grant(long)
-		s.Advance(time.Hour - time.Second)
+		s.Advance(time.Hour - time.Minute)
 		s.granted("a", g)
-		s.Advance(time.Second)
+		s.Advance(time.Minute)
 		s.granted("a", registry.Grant{})
 		s.granted("b", long)
 		if got := s.grantIDs("", 10); got != "b" {

@@ -110,15 +110,9 @@ var leaseTests = []test{
 		n := s.node("n1", "e1")
 		l := s.claim(s.ask(n, "cam", "t1"))
 		s.release(l.Holder, "")
-		if s.Exact {
-			s.pass(s.Lease - time.Millisecond)
-			s.label(l.Label, "cam")
-			s.pass(time.Millisecond)
-		} else {
-			s.pass(s.Lease / 2)
-			s.label(l.Label, "cam")
-			s.pass(s.Lease/2 + s.margin())
-		}
+		s.pass(s.Lease - s.slack())
+		s.label(l.Label, "cam")
+		s.pass(s.slack())
 		s.gone("cam", l.Label)
 	}},
 	{"release with another holder", func(s *suite) {

@@ -79,7 +79,6 @@ type modelNode struct {
 }
 
 func newModel(s *suite, seed uint64) *model {
-	s.endless()
 	return &model{
 		suite:   s,
 		rand:    rand.New(rand.NewPCG(seed, 0)),

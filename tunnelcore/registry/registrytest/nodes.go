@@ -68,13 +68,9 @@ var nodeTests = []test{
 		s.beat(node("b", "e1"))
 		s.pass(s.NodeTTL / 2)
 		s.beat(node("b", "e1"))
-		if s.Exact {
-			s.pass(s.NodeTTL/2 - time.Millisecond)
-			s.nodes(node("a", "e1"), node("b", "e1"))
-			s.pass(time.Millisecond)
-		} else {
-			s.pass(s.NodeTTL/2 + s.margin())
-		}
+		s.pass(s.NodeTTL/2 - s.slack())
+		s.nodes(node("a", "e1"), node("b", "e1"))
+		s.pass(s.slack())
 		s.nodes(node("b", "e1"))
 		s.pass(s.NodeTTL / 2)
 		s.nodes()

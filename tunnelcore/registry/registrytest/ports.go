@@ -117,15 +117,10 @@ var portTests = []test{
 		if p := s.device("cam").Ports; len(p) != 0 {
 			s.Errorf("ports %v of a new lease, want none", p)
 		}
-		if s.Exact {
-			s.pass(s.PortRest - 2*s.margin())
-			s.full(door, 40000, 40000, 22)
-			s.full(cam, 40000, 40000, 80)
-			s.pass(s.margin())
-			s.lease(door, 40000, 40000, 22)
-			return
-		}
-		s.rests(40000, door, cam)
+		s.pass(s.PortRest - s.margin() - s.slack())
+		s.full(door, 40000, 40000, 22)
+		s.full(cam, 40000, 40000, 80)
+		s.pass(s.slack())
 		s.lease(door, 40000, 40000, 22)
 	}},
 	{"a port rests after a lease that ended unseen", func(s *suite) {
@@ -162,13 +157,7 @@ func (s *suite) rests(port uint16, holders ...registry.Holder) {
 		}
 	}
 	check()
-	if s.Exact {
-		s.pass(s.PortRest - 1e6)
-		check()
-		s.pass(1e6)
-		return
-	}
-	s.pass(s.PortRest / 2)
+	s.pass(s.PortRest - s.slack())
 	check()
-	s.pass(s.PortRest/2 + s.margin())
+	s.pass(s.slack())
 }

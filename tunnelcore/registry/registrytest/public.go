@@ -50,7 +50,6 @@ func of(device string, ports map[uint16]uint16) map[uint16]string {
 
 var publicTests = []test{
 	{"what is leased", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		none := s.listed(map[uint16]string{})
 		cam, door := s.claim(s.ask(n, "cam", "t1")).Holder, s.claim(s.ask(n, "do:or", "t1")).Holder
@@ -72,7 +71,6 @@ var publicTests = []test{
 		}
 	}},
 	{"one for another", func(s *suite) {
-		s.endless()
 		h := s.claim(s.ask(s.node("n1", "e1"), "cam", "t1")).Holder
 		ports := s.lease(h, 40000, 40009, 22, 80)
 		version := s.listed(of("cam", ports))
@@ -83,7 +81,6 @@ var publicTests = []test{
 		}
 	}},
 	{"a lease that ends at once", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		h := s.claim(s.ask(n, "cam", "t1")).Holder
 		version := s.listed(of("cam", s.lease(h, 40000, 40009, 22)))
@@ -188,7 +185,6 @@ func (s *suite) subscribe(ctx context.Context, n registry.NodeRef) <-chan regist
 
 var hintTests = []test{
 	{"what changes", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		hints := s.subscribe(s.ctx, n)
 		cam := registry.Hint{Device: "cam", Label: "l-cam"}
@@ -215,7 +211,6 @@ var hintTests = []test{
 		s.hinted(hints, registry.Hint{Device: "cam", Label: "l-new"})
 	}},
 	{"each subscriber by itself", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		ctx, cancel := context.WithCancel(s.ctx)
 		one, two := s.subscribe(ctx, n), s.subscribe(s.ctx, n)
@@ -229,7 +224,6 @@ var hintTests = []test{
 		s.hinted(two, registry.Hint{Device: "door", Label: "l-door"})
 	}},
 	{"one that does not listen", func(s *suite) {
-		s.endless()
 		n := s.node("n1", "e1")
 		idle, busy := s.subscribe(s.ctx, n), s.subscribe(s.ctx, n)
 		var last registry.Hint

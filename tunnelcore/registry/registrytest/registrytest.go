@@ -17,7 +17,7 @@ import (
 type Env struct {
 	Registry registry.Registry
 
-	// Advance lets that much time pass on the registry's clock. Nil: by waiting.
+	// Advance lets that much time pass on the registry's clock, at once.
 	Advance func(time.Duration)
 	// Exact says that only Advance moves the clock. Then the suite also tests to
 	// the millisecond, and runs the model test with time in it.
@@ -27,16 +27,16 @@ type Env struct {
 	// is closed by the Env too. Nil: the tests that need it are skipped.
 	Reopen func() registry.Registry
 
-	// Lease is the lease that tests ask for; zero means a minute. Where time is
-	// waited for, short, but a third of it must be long enough for a slow machine.
+	// Lease is the lease that tests ask for; zero means a minute. On a clock that runs by
+	// itself, a third of it must be long enough for a slow machine.
 	Lease time.Duration
 	// NodeTTL and PortRest are what the implementation takes for the constants of
 	// these names; zero means just these.
 	NodeTTL, PortRest time.Duration
 }
 
-// Run runs the suite; open is called once or more by each test. Tests run in parallel,
-// since with a real clock they mostly wait.
+// Run runs the suite; open is called once by each test. Tests run in parallel, unless
+// open makes them wait.
 //
 // The random tests take the seed from IOTTUNNEL_SEED, and log the one they drew;
 // IOTTUNNEL_STEPS sets how many operations they try.
@@ -88,9 +88,6 @@ type suite struct {
 }
 
 func newSuite(t *testing.T, env Env) *suite {
-	if env.Advance == nil {
-		env.Advance = time.Sleep
-	}
 	if env.Lease == 0 {
 		env.Lease = time.Minute
 	}
@@ -103,14 +100,25 @@ func newSuite(t *testing.T, env Env) *suite {
 	return &suite{T: t, Env: env, ctx: t.Context()}
 }
 
+// now is the registry's time.
+func (s *suite) now() time.Time {
+	s.Helper()
+	now, err := s.Registry.Time(s.ctx)
+	if err != nil {
+		s.Fatalf("Time: %v", err)
+	}
+	return now
+}
+
 // whileLive is how long a lease runs from a claim or refresh.
 func (s *suite) whileLive() time.Duration { return s.Lease + s.Lease/3 }
 
-// endless makes leases long enough to outlast a test that cannot follow the clock.
-func (s *suite) endless() {
-	if !s.Exact {
-		s.Lease = 10 * time.Hour
+// slack is how long before the end of something a test looks whether it still is.
+func (s *suite) slack() time.Duration {
+	if s.Exact {
+		return time.Millisecond
 	}
+	return min(s.Lease, s.NodeTTL, s.PortRest) / 4
 }
 
 // margin is added to what must have passed.

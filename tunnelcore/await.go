@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
 
@@ -113,18 +114,45 @@ func (r *routes) wakeLocked(device string) {
 	}
 }
 
-// retry calls again, whenever the device may be back, until that says that it is
-// enough; not at all when it is not expected back, and no longer than Settings.Wait.
-func (h *Hub) retry(ctx context.Context, device string, again func() (more bool)) {
-	wait := h.settings.Load().Wait
-	if wait <= 0 {
-		return
+// silentWait is how long a visitor waits, from when he came or the node fell silent, whose
+// device is at a node that says nothing: agents notice that late, so that it is hardly
+// elsewhere any sooner.
+const silentWait = 2 * time.Second
+
+// retry calls again, whenever the device may be back, while the error is errNoTunnel, which
+// err is; not at all when it is not expected back, and no longer than Settings.Wait, or
+// silentWait. It returns the last error.
+func (h *Hub) retry(ctx context.Context, device string, err error, again func() error) error {
+	last := time.Now().Add(h.settings.Load().Wait)
+	for errors.Is(err, errNoTunnel) {
+		until := last
+		var silent *cluster.SilentError
+		if errors.As(err, &silent) {
+			until = earlier(last, silent.Since.Add(silentWait))
+		}
+		if !time.Now().Before(until) {
+			return err
+		}
+		ctx, cancel := context.WithDeadline(ctx, until)
+		back := h.await(ctx, device)
+		if back {
+			err = again()
+			// Not at once again, if it was not there after all.
+			back = errors.Is(err, errNoTunnel) && pause(ctx, pollLeast)
+		}
+		cancel()
+		if !back {
+			return err
+		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	// Not at once again, if it was not there after all.
-	for h.await(ctx, device) && again() && pause(ctx, pollLeast) {
+	return err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
 	}
+	return b
 }
 
 // await waits until a device has a tunnel, here or elsewhere, that was not found

@@ -109,6 +109,7 @@ type node struct {
 	ended chan string // ids of tunnels that the host was told are over
 	peers peerCount
 	cut   atomic.Bool // its peers do not reach it
+	held  atomic.Bool // its peers hear nothing of it
 }
 
 // peerCount counts what hubs tell of streams through others.
@@ -218,6 +219,8 @@ func (n *node) serve(w http.ResponseWriter, r *http.Request) {
 		n.hub.ServeAgent(w, r, Arrival{From: from, Secure: r.TLS != nil})
 	case n.cut.Load():
 		w.WriteHeader(http.StatusBadGateway)
+	case n.held.Load():
+		<-r.Context().Done() // until they leave
 	default:
 		n.hub.ServePeer(w, r)
 	}
@@ -735,6 +738,43 @@ func TestNodeDoesNotAnswer(t *testing.T) {
 	})
 	v, c := nodes[1].through(a, "cam-17")
 	carries(t, v, c)
+}
+
+// A visitor whose device is at a node that says nothing is not kept waiting: its agent
+// does not know of it yet, so that the device is nowhere else.
+func TestNodeSaysNothing(t *testing.T) {
+	nodes := startNodes(t, 2, func(s *Settings) { s.Wait = time.Hour }) // until the device is not expected back
+	a := nodes[0].connect(hello("cam-17"))
+	other := nodes[0].connect(hello("cam-18"))
+	if _, err := nodes[1].hub.Await(t.Context(), other.ready.Hostname); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].hub.link.Forget(nodes[0].hub.node)
+	eventually(t, "the socket of that question is gone", func() bool { return nodes[1].hub.link.Stats().Out == 0 })
+	nodes[0].held.Store(true)
+	for what, visit := range map[string]func() error{
+		"before its ports are known": func() error {
+			_, err := nodes[1].hub.Await(t.Context(), a.ready.Hostname)
+			return err
+		},
+		"after that": func() error {
+			_, err := nodes[1].hub.Dial(t.Context(), "cam-18", 80, visitor)
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			began := time.Now()
+			wantCode(t, visit(), wire.Unavailable)
+			if took := time.Since(began); took > reconnectTime/2 {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+	nodes[0].held.Store(false)
+	eventually(t, "it is reached again", func() bool {
+		got, err := nodes[1].hub.Await(t.Context(), a.ready.Hostname)
+		return err == nil && got.Online
+	})
 }
 
 // Two nodes that believe they have the device: the registry knows which.

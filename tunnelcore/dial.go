@@ -15,7 +15,8 @@ import (
 
 // Dial opens a stream to a port of a device, on behalf of a visitor at from. A
 // device whose tunnel has just broken is waited for, up to Settings.Wait; one that is
-// connected to another node is reached through that. Errors are *answers.Error:
+// connected to another node is reached through that, and not waited for if that node says
+// nothing. Errors are *answers.Error:
 // device_offline, device_busy, unknown_device, unavailable; nothing was sent to the
 // device then. The connection is a *stream.Stream; with Limits.BandwidthPerDevice one
 // that passes no more.
@@ -29,9 +30,9 @@ func (h *Hub) Dial(ctx context.Context, device string, port uint16, from netip.A
 	began := time.Now()
 	c, err := h.dial(ctx, device, port, from)
 	if errors.Is(err, errNoTunnel) {
-		h.retry(ctx, device, func() bool {
+		err = h.retry(ctx, device, err, func() (err error) {
 			c, err = h.dial(ctx, device, port, from)
-			return errors.Is(err, errNoTunnel)
+			return err
 		})
 	}
 	h.observeOpen(device, port, began, err)

@@ -102,17 +102,27 @@ func (h *Hub) Await(ctx context.Context, host string) (Target, error) {
 	if err != nil || target.Online {
 		return target, err
 	}
-	h.retry(ctx, target.Device, func() bool {
-		target, err = h.Lookup(ctx, host)
-		return err == nil && !target.Online
+	// The error of retry is also that of target, or err.
+	_ = h.retry(ctx, target.Device, target.offline(), func() error {
+		if target, err = h.Lookup(ctx, host); err != nil || target.Online {
+			return err
+		}
+		return target.offline()
 	})
 	switch {
 	case err != nil || target.Online:
 		return target, err
-	case target.unreachable != nil:
-		return target, target.unreachable
 	}
-	return target, &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second, LastSeen: target.seen}
+	return target, target.offline()
+}
+
+// offline is what a visitor is told whose device has no tunnel, or whose node does not
+// answer.
+func (t Target) offline() error {
+	if t.unreachable != nil {
+		return t.unreachable
+	}
+	return &answers.Error{Code: wire.DeviceOffline, RetryAfter: 10 * time.Second, LastSeen: t.seen, Cause: errNoTunnel}
 }
 
 // target is the port of t's device that pick finds.

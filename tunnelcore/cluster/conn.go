@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
@@ -30,6 +31,7 @@ type conn struct {
 	over    bool           // it is to carry none any more
 	since   time.Time      // when it was parked
 	unheard int            // tend's: times in a row that nothing was acknowledged
+	pinging atomic.Bool    // the stream is pinged just now
 }
 
 // stray is an error of a message that is not what it should be: code and text are for

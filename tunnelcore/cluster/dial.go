@@ -31,11 +31,15 @@ const (
 
 // call sends a request to p, on a socket from the pool if one is alive, and returns
 // the answer, and the socket, which is the caller's. Errors are ErrNotHere, ErrAway,
-// and that of ctx.
+// *SilentError among them, and that of ctx.
 func (l *Link) call(ctx context.Context, p Peer, q *request) (*conn, *answer, error) {
 	if err := q.check(); err != nil {
 		return nil, nil, fmt.Errorf("cluster: %w", err)
 	}
+	if err := l.silent(p); err != nil {
+		return nil, nil, err
+	}
+	began := time.Now()
 	if c := l.parked(p.NodeRef); c != nil {
 		a, err := c.ask(ctx, q, true, time.Now().Add(answerTime))
 		if err == nil {
@@ -43,25 +47,25 @@ func (l *Link) call(ctx context.Context, p Peer, q *request) (*conn, *answer, er
 		}
 		c.close()
 		if !errors.Is(err, errStale) {
-			return nil, nil, l.away(ctx, p, err)
+			return nil, nil, l.away(ctx, p, began, err)
 		}
 		l.dropParked(p.NodeRef) // those that were used longer ago are hardly better
 	}
 	c, by, err := l.reach(ctx, p)
 	if err != nil {
-		return nil, nil, l.away(ctx, p, err)
+		return nil, nil, l.away(ctx, p, began, err)
 	}
 	a, err := c.ask(ctx, q, false, by)
 	if err != nil {
 		c.close()
-		return nil, nil, l.away(ctx, p, err)
+		return nil, nil, l.away(ctx, p, began, err)
 	}
 	return c, a, nil
 }
 
-// away turns what went wrong with a request into what the caller can decide on. What
-// it was stays text: a time-out on the way to a peer is none of the device's.
-func (l *Link) away(ctx context.Context, p Peer, err error) error {
+// away turns what went wrong with a request that began then into what the caller can
+// decide on. What it was stays text: a time-out on the way to a peer is none of the device's.
+func (l *Link) away(ctx context.Context, p Peer, began time.Time, err error) error {
 	var refused *socket.StatusError
 	var ended *socket.CloseError
 	unproved := errors.Is(err, errUnproved)
@@ -80,6 +84,10 @@ func (l *Link) away(ctx context.Context, p Peer, err error) error {
 	if unproved {
 		l.refuse("peer and this node have no secret in common", p.ID, p.Internal, err)
 	}
+	if late(err) {
+		l.attend(p, began)
+		return &SilentError{began}
+	}
 	return fmt.Errorf("%w: %v", ErrAway, err)
 }
 
@@ -88,8 +96,7 @@ var errNoSecret = errors.New("cluster: no secret is set")
 // reach opens a link socket, up to where the peer has proved itself, and says until
 // when it may answer to a first request.
 func (l *Link) reach(ctx context.Context, p Peer) (*conn, time.Time, error) {
-	secrets := l.inForce()
-	if len(secrets) == 0 {
+	if len(l.inForce()) == 0 {
 		return nil, time.Time{}, errNoSecret
 	}
 	done, err := l.place(ctx, p.NodeRef)
@@ -100,20 +107,30 @@ func (l *Link) reach(ctx context.Context, p Peer) (*conn, time.Time, error) {
 	by := time.Now().Add(answerTime) // so many at once are not the peer's fault
 	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
+	c, err := l.connectTo(ctx, p, by)
+	return c, by, err
+}
+
+// connectTo is reach for who has a place, or needs none. ctx ends by then.
+func (l *Link) connectTo(ctx context.Context, p Peer, by time.Time) (*conn, error) {
+	secrets := l.inForce()
+	if len(secrets) == 0 {
+		return nil, errNoSecret
+	}
 	raw, err := l.connect(ctx, "tcp", p.Internal)
 	if err != nil {
-		return nil, time.Time{}, err
+		return nil, err
 	}
 	c := &conn{link: l, node: p.NodeRef, raw: raw}
 	if !l.add(c) {
 		raw.Close()
-		return nil, time.Time{}, net.ErrClosed
+		return nil, net.ErrClosed
 	}
 	if err := c.greet(ctx, raw, p, secrets, by); err != nil {
 		c.close()
-		return nil, time.Time{}, err
+		return nil, err
 	}
-	return c, by, nil
+	return c, nil
 }
 
 // greet makes the handshake on raw.
@@ -151,8 +168,8 @@ func (c *conn) greet(ctx context.Context, raw net.Conn, p Peer, secrets []string
 // DialTunnel has failed with there.
 //
 // The stream's reads and writes fail as those of a stream of p's do, *answers.Error,
-// stream.ErrLost and stream.ErrUnsent included. If it is the link that breaks, it is
-// device_offline with stream.ErrLost.
+// stream.ErrLost and stream.ErrUnsent included. If it is the link that breaks, or p that
+// says nothing more, it is device_offline with stream.ErrLost.
 func (l *Link) Dial(ctx context.Context, p Peer, o Open) (*stream.Stream, error) {
 	return l.open(ctx, p, &request{Kind: kindOpen, Device: o.Device, Tunnel: o.Tunnel, Port: o.Port, From: o.From}, stream.Options{Why: why})
 }
@@ -177,12 +194,14 @@ func (l *Link) open(ctx context.Context, p Peer, q *request, o stream.Options) (
 	}
 	clean := false
 	l.streams.Add(1)
-	return c.begin(o, func() { clean = true; l.park(c) }, func() {
+	s := c.begin(o, func() { clean = true; l.park(c) }, func() {
 		l.streams.Add(-1)
 		if !clean {
 			c.close()
 		}
-	}), nil
+	})
+	l.attend(p, time.Time{})
+	return s, nil
 }
 
 // ask is call for requests that no stream follows.

@@ -132,16 +132,18 @@ func (l *Link) inForce() []string { return *l.secrets.Load() }
 // shares reports whether a secret is in force.
 func (l *Link) shares(secret string) bool { return slices.Contains(l.inForce(), secret) }
 
-// Forget closes all sockets to and from a peer that is dead. What is asked of it later
-// is tried anew.
+// Forget has all sockets closed to and from a peer that is dead, which it does not wait
+// for. What is asked of it later is tried anew.
 func (l *Link) Forget(n registry.NodeRef) {
 	l.mu.Lock()
-	var all []*conn
-	if p := l.pools[n]; p != nil {
-		all = slices.Collect(maps.Keys(p.conns))
+	defer l.mu.Unlock()
+	p := l.pools[n]
+	if p == nil || l.closed {
+		return // Close closes them
 	}
-	l.mu.Unlock()
-	l.end(all)
+	p.forgotten, p.silent = true, time.Time{}
+	all := slices.Collect(maps.Keys(p.conns))
+	l.wg.Go(func() { l.end(all) })
 }
 
 // Close closes everything, streams included, and waits until nothing of the link is

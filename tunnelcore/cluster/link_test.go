@@ -443,7 +443,10 @@ func TestSocketEndsUnderARequest(t *testing.T) {
 	a, b := two(t, &local{info: func(string) (any, bool) {
 		n := asked.Add(1)
 		if ends.Add(-1) >= 0 {
-			owner.Forget(registry.NodeRef{ID: "a", Epoch: "a-1"})
+			owner.mu.Lock()
+			all := owner.allLocked()
+			owner.mu.Unlock()
+			owner.end(all)
 		}
 		return n, true
 	}})

@@ -41,7 +41,11 @@ type pool struct {
 	conns   map[*conn]struct{} // in both directions
 	idle    []*conn            // those of ours that wait, the last one parked last
 	dialing chan struct{}      // one element per handshake under way
-	users   int                // of dialing
+	users   int                // of dialing, and who watches
+
+	watched   bool      // watch is running
+	silent    time.Time // since when the peer gives no sign of life; zero: it does
+	forgotten bool      // it is dead
 }
 
 // poolLocked returns that of n, made if need be. It wants mu.
@@ -263,8 +267,12 @@ func (l *Link) lookAfter(keep bool) {
 		switch {
 		case u.c.unheard >= unheardMost:
 			l.end([]*conn{u.c})
-		case keep && u.s != nil:
-			u.s.KeepAlive()
+		case keep && u.s != nil && u.c.pinging.CompareAndSwap(false, true):
+			// Each by itself, and not twice: a write to a full buffer waits.
+			l.wg.Go(func() {
+				defer u.c.pinging.Store(false)
+				u.s.KeepAlive()
+			})
 		}
 	}
 }

@@ -106,22 +106,17 @@ func TestSilentPeer(t *testing.T) {
 		var p pipes
 		a, end := p.node("a", new(local))
 		defer end()
-		conns := make(chan net.Conn) // nobody accepts
-		p.nodes["b"] = conns
-		peer := Peer{registry.NodeRef{ID: "b", Epoch: "1"}, "b"}
-		for what, then := range map[string]func() (end func()){
-			"does not accept": func() func() { return func() {} },
-			"does not answer": func() func() {
-				got := make(chan net.Conn, 1)
+		for what, accepts := range map[string]bool{"does not accept": false, "does not answer": true} {
+			conns := make(chan net.Conn)
+			p.nodes[what] = conns
+			if accepts {
 				go func() {
-					c := <-conns
-					got <- c
-					io.Copy(io.Discard, c)
+					for c := range conns {
+						go io.Copy(io.Discard, c)
+					}
 				}()
-				return func() { (<-got).Close() }
-			},
-		} {
-			end := then()
+			}
+			peer := Peer{registry.NodeRef{ID: what, Epoch: "1"}, what}
 			began := time.Now()
 			_, err := a.Dial(t.Context(), peer, open())
 			if took := time.Since(began); !errors.Is(err, ErrAway) || took != answerTime {
@@ -130,10 +125,12 @@ func TestSilentPeer(t *testing.T) {
 			if e := answers.From(err); e.Code != wire.Unavailable {
 				t.Errorf("%s: the visitor gets %v", what, e.Code)
 			}
-			end()
-		}
-		if s := a.Stats(); s.Out != 0 {
-			t.Errorf("%+v", s)
+			a.Forget(peer.NodeRef)
+			synctest.Wait()
+			if s := a.Stats(); s.Out != 0 {
+				t.Errorf("%s: %+v", what, s)
+			}
+			defer close(conns)
 		}
 	})
 }
@@ -373,9 +370,9 @@ func TestIdleStream(t *testing.T) {
 			_, err := s.Read(b)
 			read <- err
 		}()
-		time.Sleep(time.Hour)
+		time.Sleep(5 * time.Minute)
 		io.WriteString(device, "x")
-		time.Sleep(time.Hour)
+		time.Sleep(5 * time.Minute)
 		close(stop)
 		if err := <-read; err == nil {
 			t.Error("read on")

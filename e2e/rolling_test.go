@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -188,6 +189,69 @@ func TestStopUnderLoad(t *testing.T) {
 			c.know(t)
 		}
 		load.end(t, b)
+	})
+}
+
+// TestStreamsOfADrain has visitors in the middle of something when their devices leave
+// for another node: it goes on to its end, at the node that drains and through another
+// one; but for inline profiles, whose streams live no longer than their tunnel, of what
+// lasts for longer than the agent stays.
+func TestStreamsOfADrain(t *testing.T) {
+	onCluster(t, func(t *testing.T) {
+		c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32}})
+		from := c.Nodes[0]
+		const size = 20 * 10240 // in two seconds
+		var downloads sync.WaitGroup
+		var begun []chan struct{}
+		var open []func() error
+		for _, profile := range []string{"full", "basic", "inline"} {
+			h := c.join(t, []*harness.Node{from}, "--profile", profile)
+			for _, n := range c.Nodes[:2] {
+				there := c.at(t, n, h)
+				first := make(chan struct{})
+				begun = append(begun, first)
+				downloads.Go(func() {
+					resp, err := there.client.Do(request(t, "GET", there.url(fmt.Sprintf("/bytes?n=%d&piece=10240&pause_ms=100", size)), nil))
+					close(first)
+					if err != nil {
+						t.Errorf("%s, by %s: %v", profile, n.ID, err)
+						return
+					}
+					defer resp.Body.Close()
+					if got, _, err := harness.Sum(resp.Body); err != nil || got != size {
+						t.Errorf("%s, by %s: the download ended after %d bytes: %v", profile, n.ID, got, err)
+					}
+				})
+				if profile == "inline" {
+					continue
+				}
+				ws, feed := there.openSocket(t), there.openFeed(t)
+				host, _, _ := net.SplitHostPort(n.VisitorAddr())
+				tcp := dialTCP(t, net.JoinHostPort(host, h.port))
+				still := func() error {
+					tcp.SetDeadline(time.Now().Add(harness.VisitorTimeout))
+					if err := errors.Join(echoes(ws, 1, "there"), feed.want(1), ping(tcp, "there")); err != nil {
+						return fmt.Errorf("%s, by %s: %w", profile, n.ID, err)
+					}
+					return nil
+				}
+				if err := still(); err != nil {
+					t.Fatal(err)
+				}
+				open = append(open, still)
+			}
+		}
+		for _, first := range begun {
+			<-first
+		}
+		c.answer(c.others(from)...)
+		c.drain(t, from)
+		downloads.Wait()
+		for _, still := range open {
+			if err := still(); err != nil {
+				t.Errorf("after its device has left: %v", err)
+			}
+		}
 	})
 }
 

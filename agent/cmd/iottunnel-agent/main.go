@@ -10,10 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/iottunnel/iottunnel/agent/internal/service"
 )
@@ -78,36 +75,4 @@ func command(args, environ []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "Run `"+strings.TrimSpace("iottunnel-agent "+documented(name))+" --help` for how it is used.")
 	}
 	return exitUsage
-}
-
-// release is set by the linker in released builds.
-var release string
-
-// built is when this program was made, in seconds since 1970, if the linker was told.
-var built string
-
-// buildTime is when this program was made, or its source was committed; zero when
-// nobody knows.
-func buildTime() time.Time {
-	if s, err := strconv.ParseInt(built, 10, 64); err == nil {
-		return time.Unix(s, 0)
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if t, err := time.Parse(time.RFC3339, s.Value); err == nil && s.Key == "vcs.time" {
-				return t
-			}
-		}
-	}
-	return time.Time{}
-}
-
-func version() string {
-	if release != "" {
-		return release
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

@@ -17,6 +17,10 @@ const (
 	// absentTime that it has none, or that nobody has a label.
 	routeTime  = 2 * time.Second
 	absentTime = time.Second
+	// aheadTime is after how much of that it is asked again, if somebody wants the route, who
+	// does not wait for it: so that visitors who keep coming do not wait for a registry that
+	// is busy with a crowd of devices.
+	aheadTime = 1500 * time.Millisecond
 	// maxRoutes and maxAbsent bound what is remembered; keptTime is how long, since
 	// anybody asked, sweepTime how often it is looked for what may go.
 	maxRoutes = 1 << 16
@@ -31,6 +35,8 @@ const (
 	// one server of several that is gone.
 	awayTime = time.Second
 	maxAway  = 64
+	// maxAhead bounds the questions under way beside which others are asked ahead of time.
+	maxAhead = 64
 )
 
 // errSlow: too many ask for what does not exist, or the registry did not answer a
@@ -148,6 +154,9 @@ func (r *routes) ask(k key, from *netip.Addr) (known *route, q *question, err er
 			known.remote.used.Store(now.Unix())
 		}
 		if known.fresh(now) {
+			if known.remote != nil && now.Sub(known.at) >= aheadTime && r.asking[k] == nil && !now.Before(r.away) && len(r.asking) < maxAhead {
+				_ = r.beginLocked(k, now, nil) // nil while stopping
+			}
 			return known, nil, nil
 		}
 	} else if at, ok := r.absent[k]; ok && now.Sub(at) < absentTime {
@@ -174,13 +183,22 @@ func (r *routes) ask(k key, from *netip.Addr) (known *route, q *question, err er
 	case !r.unknown.take(*from):
 		return nil, nil, errSlow
 	}
-	if !r.hub.beginTransfer() {
+	if q = r.beginLocked(k, now, from); q == nil {
 		return nil, nil, stopping
 	}
-	q = &question{at: now, from: from, done: make(chan struct{})}
+	return known, q, nil
+}
+
+// beginLocked has the registry asked for k, which it is not asked for yet; nil when the
+// hub stops. It wants mu.
+func (r *routes) beginLocked(k key, now time.Time, from *netip.Addr) *question {
+	if !r.hub.beginTransfer() {
+		return nil
+	}
+	q := &question{at: now, from: from, done: make(chan struct{})}
 	r.asking[k] = q
 	go r.answer(k, q) // Shutdown waits for it
-	return known, q, nil
+	return q
 }
 
 // visitor is the address of who asks for k by ctx; the zero Addr where nobody knows.

@@ -583,3 +583,36 @@ func TestLocalLookupAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations per look-up", n)
 	}
 }
+
+// Visitors who keep coming do not wait for a registry that takes its time, and follow a
+// device that moves nevertheless.
+func TestRoutesAreRenewedAhead(t *testing.T) {
+	routed(t, func(t *testing.T, r *routes, reg *told, _ <-chan string) {
+		reg.set(func() { reg.by["cam-17"] = recordAt("cam-17", "t1") })
+		if got := finds(t, r, "cam-17"); got != "t1" {
+			t.Fatal(got)
+		}
+		reg.set(func() { reg.takes = 200 * time.Millisecond })
+		for range 100 {
+			time.Sleep(100 * time.Millisecond)
+			began := time.Now()
+			if got := finds(t, r, "cam-17"); got != "t1" || time.Since(began) > 0 {
+				t.Fatalf("%s after %v", got, time.Since(began))
+			}
+		}
+		if n := reg.reads.Load(); n > 10 {
+			t.Errorf("asked %d times in 10 s", n)
+		}
+		reg.set(func() { reg.by["cam-17"] = recordAt("cam-17", "t2") })
+		for moved := time.Now(); finds(t, r, "cam-17") != "t2"; time.Sleep(100 * time.Millisecond) {
+			if time.Since(moved) > routeTime {
+				t.Fatal("the device was not followed")
+			}
+		}
+		time.Sleep(routeTime)
+		began := time.Now()
+		if finds(t, r, "cam-17"); time.Since(began) != 200*time.Millisecond {
+			t.Error("a route that nobody asked for was believed")
+		}
+	})
+}

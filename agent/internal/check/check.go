@@ -121,7 +121,8 @@ type way struct {
 	proxy  *url.URL // nil: none
 	addrs  []string // of the proxy, or else of the server
 	conn   net.Conn
-	date   string // that an answer of the edge bears
+	date   string                 // that an answer of the edge bears
+	asked  func() (answer, error) // what probe has brought; nil: it was not called
 }
 
 // hops are those of a way, in order.

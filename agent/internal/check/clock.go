@@ -21,10 +21,52 @@ const clockCure = "set the clock: `date -s`, or NTP (is udp port 123 let out? ha
 
 // clockAlone judges a clock that needs nobody to compare with.
 func (c *checker) clockAlone() {
-	if now := c.now().UTC(); now.Before(sane) {
+	if now := c.now(); now.Before(c.made()) {
 		c.clock = true
-		c.report(Finding{Hop: "clock", Verdict: Failed, Cause: Unreachable, Text: now.Format(time.DateTime) + " UTC: it was never set", Cure: clockCure})
+		c.report(Finding{
+			Hop: "clock", Verdict: Warning, Cure: clockCure,
+			Text: now.UTC().Format(time.DateTime) + " UTC, before this program was made: it was never set; `run` judges certificates by the date that the edge tells",
+		})
 	}
+}
+
+// made is when this program was made, as far as it knows.
+func (c *checker) made() time.Time {
+	if c.Config.Built.After(sane) {
+		return c.Config.Built
+	}
+	return sane
+}
+
+// moment is the time by which certificates are judged while no edge has told the
+// date, as an agent does it.
+func (c *checker) moment() time.Time {
+	now := c.now()
+	if made := c.made(); now.Before(made) {
+		return made
+	}
+	return now
+}
+
+// byTheirDate judges certificates again if the clock was never set: by the date that
+// the edge tells, as an agent does it. The finding is f if that does not help.
+func (w *way) byTheirDate(conn *tls.Conn, name string, f Finding) Finding {
+	if !w.now().Before(w.made()) {
+		return f
+	}
+	a, err := w.ask(conn)
+	date, parseErr := time.Parse(dateLayout, a.header["date"])
+	if err != nil || parseErr != nil || date.Before(w.made()) {
+		return f
+	}
+	said := date.Format(time.DateTime)
+	chain := conn.ConnectionState().PeerCertificates
+	if verify(chain, w.template().RootCAs, name, date) != nil {
+		f.Cure = "it is not valid at the edge's date either, " + said + ": have the certificate renewed there"
+		return f
+	}
+	return Finding{Verdict: OK, Text: fmt.Sprintf("%s, certificate for %s by %s until %s, judged by the edge's date, %s", tls.VersionName(conn.ConnectionState().Version),
+		subject(chain[0]), issuer(chain), chain[0].NotAfter.UTC().Format(time.DateOnly), said)}
 }
 
 // clockAgainst judges the clock once, by the Date of an edge's answer.
@@ -45,7 +87,7 @@ func (w *way) clockAgainst(date string) {
 
 // aboutTime reports whether another time would make a certificate of conn valid.
 func (w *way) aboutTime(conn *tls.Conn) bool {
-	now := w.now()
+	now := w.moment()
 	for _, c := range conn.ConnectionState().PeerCertificates {
 		if now.Before(c.NotBefore) || now.After(c.NotAfter) {
 			return true
@@ -57,7 +99,7 @@ func (w *way) aboutTime(conn *tls.Conn) bool {
 // timeCure tells a clock that is wrong from a certificate that is too old. It asks
 // the peer what time it is: nothing secret is sent, and the answer is for people.
 func (w *way) timeCure(conn *tls.Conn) string {
-	answer, err := w.probe(conn)
+	answer, err := w.ask(conn)
 	theirs, parseErr := time.Parse(dateLayout, answer.header["date"])
 	leaf := conn.ConnectionState().PeerCertificates[0]
 	switch {

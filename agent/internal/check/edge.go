@@ -112,10 +112,19 @@ func (w *way) probe(conn net.Conn) (answer, error) {
 	return readAnswer(bufio.NewReader(conn), false)
 }
 
+// ask is probe, once for each way.
+func (w *way) ask(conn net.Conn) (answer, error) {
+	if w.asked == nil {
+		a, err := w.probe(conn)
+		w.asked = func() (answer, error) { return a, err }
+	}
+	return w.asked()
+}
+
 // upgrade sees whether the headers of a WebSocket handshake come through to an edge.
 func (w *way) upgrade(context.Context) (Finding, bool) {
 	began := w.now()
-	a, err := w.probe(w.conn)
+	a, err := w.ask(w.conn)
 	w.date = a.header["date"]
 	return w.judge(a, err, took(began, w.now())), true
 }

@@ -32,6 +32,7 @@ func (w *way) secure(ctx context.Context) (Finding, bool) {
 	w.conn = conn
 	if f.Verdict == Failed && w.aboutTime(conn) {
 		f.Cure = w.timeCure(conn)
+		f = w.byTheirDate(conn, name, f)
 	}
 	return f, true
 }
@@ -56,7 +57,7 @@ func (w *way) handshake(ctx context.Context, conn net.Conn, template *tls.Config
 	state := c.ConnectionState()
 	text := fmt.Sprintf("%s, certificate for %s by %s until %s (%s)", tls.VersionName(state.Version), subject(state.PeerCertificates[0]),
 		issuer(state.PeerCertificates), state.PeerCertificates[0].NotAfter.UTC().Format(time.DateOnly), took(began, w.now()))
-	err := verify(state.PeerCertificates, roots, name, w.now())
+	err := verify(state.PeerCertificates, roots, name, w.moment())
 	switch {
 	case err == nil:
 		return c, Finding{Verdict: OK, Text: text}

@@ -22,6 +22,9 @@ func (h *Hub) ServePeer(w http.ResponseWriter, r *http.Request) { h.link.Serve(w
 // what lives.
 const restoreTime = 15 * time.Second
 
+// restoreBeats is how many heartbeats that is.
+const restoreBeats = int(restoreTime / registry.NodeHeartbeat)
+
 // lookBurst and lookRate, per second, bound the questions which nodes there are besides
 // those of the heartbeat.
 const lookBurst, lookRate = 5, 2.0
@@ -124,19 +127,17 @@ func (h *Hub) peersGone(gone []registry.NodeRef) {
 
 // stillThere returns those of the peers that are not among the live nodes of the registry,
 // but may live all the same: it has forgotten them, or nobody could tell it for a while.
+// Their age is by this node's clock: the registry's may be another one after a failover.
 func (h *Hub) stillThere(live []registry.Node) []registry.Node {
-	var missing []registry.Node
-	now := h.admission.now()
-	for _, p := range h.admission.peers.All() {
-		there := func(n registry.Node) bool { return n.ID == p.ID }
-		if slices.ContainsFunc(live, there) {
-			continue
-		}
-		if now.Sub(p.At) < registry.NodeTTL-tickTime || h.restored() < restoreTime {
-			missing = append(missing, p)
+	var there []registry.Node
+	for _, p := range h.admission.peers.Missing(live) {
+		// A registry that comes and goes has answered them as often as this node.
+		waited := p.Times > restoreBeats && time.Since(p.Since) >= restoreTime
+		if time.Since(p.Heard) < registry.NodeTTL-tickTime || h.restored() < restoreTime && !waited {
+			there = append(there, p.Node)
 		}
 	}
-	return missing
+	return there
 }
 
 // restored is how long ago the registry began to answer again; nearly for ever if it

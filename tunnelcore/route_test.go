@@ -1,6 +1,7 @@
 package tunnelcore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type told struct {
 	err   error
 	lost  string // which label or device it cannot tell of
 	takes time.Duration
+	off   time.Duration // by which its clock is ahead
 }
 
 func (r *told) set(change func()) {
@@ -60,6 +62,16 @@ func (r *told) ByDevice(ctx context.Context, device string) (registry.Record, er
 
 func (r *told) ByLabel(ctx context.Context, label string) (registry.Record, error) {
 	return r.ByDevice(ctx, label)
+}
+
+func (r *told) Nodes(ctx context.Context) ([]registry.Node, error) {
+	all, err := r.Registry.Nodes(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range all {
+		all[i].At = all[i].At.Add(r.off)
+	}
+	return all, cmp.Or(r.err, err)
 }
 
 func (r *told) Hints(context.Context) <-chan registry.Hint { return r.hints }

@@ -24,7 +24,19 @@ type Peers struct {
 // does not show yet.
 type peer struct {
 	registry.Node
-	sent []time.Time // on the registry's clock, the oldest first
+	sent  []time.Time // on the registry's clock, the oldest first
+	heard time.Time   // on this node's clock, when a heartbeat of it was last new
+
+	missing int       // how often in a row the registry has not named it
+	since   time.Time // when that began
+}
+
+// Missing is a peer that the registry does not name any more.
+type Missing struct {
+	registry.Node
+	Heard time.Time // when a heartbeat of it was last new
+	Times int       // how often in a row the registry has not named it
+	Since time.Time // when that began
 }
 
 // Update puts those that are live now in the place of those that were, all but
@@ -36,8 +48,12 @@ func (p *Peers) Update(all []registry.Node) (gone []registry.NodeRef) {
 	before := p.byID
 	p.byID = make(map[string]*peer, len(all))
 	for _, n := range all {
-		now := &peer{Node: n}
+		now := &peer{Node: n, heard: time.Now()}
 		if was := before[n.ID]; was != nil && was.Epoch == n.Epoch {
+			now.missing, now.since = was.missing, was.since
+			if was.At.Equal(n.At) {
+				now.heard = was.heard
+			}
 			now.sent = slices.DeleteFunc(was.sent, func(at time.Time) bool {
 				return n.At.IsZero() || at.Before(n.At.Add(-followTime))
 			})
@@ -50,6 +66,25 @@ func (p *Peers) Update(all []registry.Node) (gone []registry.NodeRef) {
 		}
 	}
 	return gone
+}
+
+// Missing returns the peers that are not among those that the registry names live, which
+// it has been asked for just now.
+func (p *Peers) Missing(live []registry.Node) (all []Missing) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, n := range p.byID {
+		if slices.ContainsFunc(live, func(l registry.Node) bool { return l.ID == id }) {
+			n.missing = 0
+			continue
+		}
+		if n.missing == 0 {
+			n.since = time.Now()
+		}
+		n.missing++
+		all = append(all, Missing{n.Node, n.heard, n.missing, n.since})
+	}
+	return all
 }
 
 // maxSent bounds what is remembered of clients that were sent to one peer: no node

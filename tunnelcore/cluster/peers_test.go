@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
@@ -88,4 +89,34 @@ func TestSentCountsUntilThePeerKnows(t *testing.T) {
 	if all := p.Expected(); all[0].Clients > maxSent+1 {
 		t.Errorf("remembers %d", all[0].Clients)
 	}
+}
+
+// What the registry does not name any more is told with for how long that has been so.
+func TestMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Peers
+		began := time.Now()
+		one, two := node("edge-1", "a"), node("edge-2", "a")
+		one.At, two.At = start, start
+		p.Update([]registry.Node{one, two})
+		for i := range 3 {
+			time.Sleep(time.Second)
+			two.At = two.At.Add(time.Second)
+			missing := p.Missing([]registry.Node{two})
+			want := Missing{one, began, i + 1, began.Add(time.Second)}
+			if len(missing) != 1 || missing[0] != want {
+				t.Errorf("%+v, want %+v", missing, want)
+			}
+			p.Update([]registry.Node{one, two}) // it may live
+		}
+		one.At = start.Add(-time.Hour) // the registry's clock has stepped back
+		if missing := p.Missing([]registry.Node{one, two}); len(missing) != 0 {
+			t.Errorf("%+v", missing)
+		}
+		p.Update([]registry.Node{one, two})
+		missing := p.Missing(nil)
+		if len(missing) != 2 || missing[0].Times != 1 || missing[0].Heard != time.Now() || missing[1].Since != time.Now() {
+			t.Errorf("%+v", missing)
+		}
+	})
 }

@@ -81,6 +81,13 @@ func (v *view) Release(ctx context.Context, h registry.Holder, lease time.Durati
 	return v.Registry.Release(ctx, h, lease, why)
 }
 
+func (v *view) Refresh(ctx context.Context, lease time.Duration, holders []registry.Holder) ([]registry.Holder, error) {
+	if v.down.Load() {
+		return nil, errAway
+	}
+	return v.Registry.Refresh(ctx, lease, holders)
+}
+
 func (v *view) Beat(ctx context.Context, n registry.Node) error {
 	if v.down.Load() {
 		return errAway

@@ -36,6 +36,9 @@ const (
 	// restorePause is what follows one that fails.
 	restoreTimeout = 30 * time.Second
 	restorePause   = time.Second
+	// refreshRetry is how soon a refresh is repeated that has failed, doubled each time up
+	// to 32 times that.
+	refreshRetry = 5 * time.Second
 	// refreshBatch bounds the holders in one call to the registry.
 	refreshBatch = 500
 	// lostAtOnce bounds the questions, at the same time, why tunnels are lost.
@@ -207,7 +210,9 @@ func (h *Hub) join() error {
 		case time.Now().After(deadline):
 			return fmt.Errorf("%w: give each node an id of its own", err)
 		}
-		time.Sleep(joinTime)
+		if !pause(h.ctx, joinTime) {
+			return h.ctx.Err()
+		}
 	}
 }
 
@@ -321,10 +326,10 @@ func (h *Hub) look(ctx context.Context, beaten time.Time) {
 
 // refreshing prolongs the leases of live tunnels, once per third of the lease.
 func (h *Hub) refreshing() {
-	last := time.Now()
+	last, failures := time.Now(), 0
 	for {
 		lease := h.settings.Load().Lease
-		next := time.NewTimer(time.Until(last.Add(jitter(lease / 3 * 9 / 10))))
+		next := time.NewTimer(time.Until(last.Add(refreshPause(lease, failures))))
 		select {
 		case <-h.ctx.Done():
 			next.Stop()
@@ -339,11 +344,27 @@ func (h *Hub) refreshing() {
 		case <-next.C:
 		}
 		last = time.Now()
-		h.refresh()
+		if h.refresh() {
+			failures = 0
+		} else {
+			failures++
+		}
 	}
 }
 
-func (h *Hub) refresh() {
+// refreshPause is what lies between two refreshes: less after failures, so that leases do
+// not run out that only missed one.
+func refreshPause(lease time.Duration, failures int) time.Duration {
+	full := jitter(lease / 3 * 9 / 10)
+	if failures == 0 {
+		return full
+	}
+	return min(full, jitter(refreshRetry<<min(failures-1, 5)))
+}
+
+// refresh says whether the registry has answered for all.
+func (h *Hub) refresh() (ok bool) {
+	ok = true
 	lease := h.settings.Load().Lease
 	all := h.live()
 	for len(all) > 0 {
@@ -358,9 +379,11 @@ func (h *Hub) refresh() {
 		cancel()
 		if err != nil && !errors.Is(err, context.Canceled) {
 			h.log().Error("leases not refreshed", "devices", len(batch), "error", err)
+			ok = false
 		}
 		h.closeLost(lost)
 	}
+	return ok
 }
 
 // closeLost closes the tunnels that do not hold their devices any more. Why is asked of

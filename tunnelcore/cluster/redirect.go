@@ -71,7 +71,9 @@ func RedirectURL(base, path, query, token string) (string, error) {
 	u.Path, u.RawPath, u.Fragment = path, "", ""
 	var own []string
 	for p := range strings.SplitSeq(query, "&") {
-		if name, _, _ := strings.Cut(p, "="); p != "" && name != RedirectParam {
+		name, _, _ := strings.Cut(p, "=")
+		// A server reads an escaped name as any other.
+		if plain, err := url.QueryUnescape(name); p != "" && err == nil && plain != RedirectParam {
 			own = append(own, p)
 		}
 	}

@@ -59,6 +59,7 @@ func TestRedirectURL(t *testing.T) {
 	for _, c := range []struct{ base, query, want string }{
 		{"https://edge-2.example.com", "device=cam-17&ports=80", "https://edge-2.example.com" + path + "?device=cam-17&ports=80&redirect=T.1"},
 		{"https://edge-2.example.com:8443/", "device=a&redirect=old&x=%2F", "https://edge-2.example.com:8443" + path + "?device=a&x=%2F&redirect=T.1"},
+		{"https://edge-2.example.com", "device=a&%72edirect=old&re%64irect=older&redirect&x%zz=1", "https://edge-2.example.com" + path + "?device=a&redirect=T.1"},
 		{"http://127.0.0.1:80/x?y#z", "", "http://127.0.0.1:80" + path + "?redirect=T.1"},
 	} {
 		got, err := RedirectURL(c.base, path, c.query, "T.1")

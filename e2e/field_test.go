@@ -238,6 +238,59 @@ func TestClockNeverSet(t *testing.T) {
 	})
 }
 
+// TestCheckWithAClockNeverSet has check say of such a device what run does there: it
+// reaches the edge all the same.
+func TestCheckWithAClockNeverSet(t *testing.T) {
+	onOneEdge(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{})
+		o := harness.StartOrigin(t)
+		d := f.NewDevice(t)
+		token := writeFile(t, filepath.Join(t.TempDir(), "token"), d.Token+"\n")
+		// It stands still where it reads its configuration until its clock is wrong.
+		config := filepath.Join(t.TempDir(), "config.yaml")
+		if err := syscall.Mkfifo(config, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args := []string{harness.Binary(t, "iottunnel-agent"), "check", "-c", config, "--server", f.Servers()[0], "--token-file", token,
+			"--forward", "80=" + o.Addr, "--allow-plaintext", "--output", "json"}
+		if ca := f.CAFile(); ca != "" {
+			args = append(args, "--ca", ca)
+		}
+		p := harness.Run(t, harness.Command{Name: "check", Args: args})
+		go func() { // ends with it, and ends what waits below for one that is dead
+			<-p.Done()
+			if r, err := os.OpenFile(config, os.O_RDONLY|syscall.O_NONBLOCK, 0); err == nil {
+				r.Close()
+			}
+		}()
+		w, err := os.OpenFile(config, os.O_WRONLY, 0) // it reads now
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.ShiftClock(t, -30*365*24*time.Hour)
+		fmt.Fprintln(w, "device:", d.ID)
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		status := p.Wait(t, 2*time.Minute)
+		all := strings.Join(p.Stdout.Since(0), "\n")
+		var answer struct{ Findings []finding }
+		if err := json.Unmarshal([]byte(all), &answer); err != nil {
+			t.Fatalf("%v in %s", err, all)
+		}
+		clock := false
+		for _, found := range answer.Findings {
+			clock = clock || found.Hop == "clock" && found.Verdict == "warning" && strings.Contains(found.Text, "never set") && strings.Contains(found.Cure, "NTP")
+			if found.Verdict == "failed" || found.Hop == "tls" && found.Verdict != "ok" {
+				status = 4
+			}
+		}
+		if status != 0 || !clock {
+			t.Errorf("status %d:\n%s", status, all)
+		}
+	})
+}
+
 // TestNoResolvConf runs the agent on a system that tells programs of no name server,
 // as Android does not.
 func TestNoResolvConf(t *testing.T) {

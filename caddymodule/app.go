@@ -79,6 +79,11 @@ type App struct {
 	// tokens that `grant` makes. Default: false.
 	Connect bool `json:"connect,omitempty"`
 
+	// For how long grants and links go on that a node knows of while the registry
+	// answers nothing: 10s to 90d. What is revoked meanwhile elsewhere lets in here for
+	// so long. Default: 15m.
+	GrantTrust caddy.Duration `json:"grant_trust,omitempty"`
+
 	// How long a visitor waits for a device whose connection has just broken.
 	// Default: 5s.
 	Wait *caddy.Duration `json:"wait,omitempty"`

@@ -48,6 +48,7 @@ var appSettings = []setting[*App]{
 	durationSetting("heartbeat", func(a *App) *caddy.Duration { return &a.Heartbeat }),
 	flagSetting("allow_plaintext", func(a *App) *bool { return &a.AllowPlaintext }),
 	flagSetting("connect", func(a *App) *bool { return &a.Connect }),
+	durationSetting("grant_trust", func(a *App) *caddy.Duration { return &a.GrantTrust }),
 	{"wait", func(a *App, d *caddyfile.Dispenser) error {
 		a.Wait = new(caddy.Duration)
 		return durationValue(d, "wait", a.Wait)
@@ -91,6 +92,7 @@ var appSettings = []setting[*App]{
 //		heartbeat       <duration>
 //		allow_plaintext
 //		connect
+//		grant_trust     <duration>
 //		wait            <duration>
 //		answer_timeout  <duration>
 //		webhook         <url> {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
+	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
@@ -142,6 +143,9 @@ func (a *App) validateTimes() error {
 	if a.Wait != nil && *a.Wait < 0 {
 		return fmt.Errorf("wait: %v is negative: 0s or more", time.Duration(*a.Wait))
 	}
+	if t := time.Duration(a.GrantTrust); t != 0 && (t < 10*time.Second || t > registry.GrantTime) {
+		return fmt.Errorf("grant_trust: %v is out of range: 10s to 90d", t)
+	}
 	if a.AnswerTimeout < 0 {
 		return fmt.Errorf("answer_timeout: %v is negative", time.Duration(a.AnswerTimeout))
 	}
@@ -252,6 +256,7 @@ func (a *App) settings() tunnelcore.Settings {
 	s.Authenticators = asked(a.authenticators)
 	s.Enrollment = a.enrolls()
 	s.Connect = a.Connect
+	s.GrantTrust = cmp.Or(time.Duration(a.GrantTrust), s.GrantTrust)
 	s.Audit = a.audit.stream
 	if l := a.Limits; l != nil {
 		s.Limits = tunnelcore.Limits{

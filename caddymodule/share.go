@@ -20,6 +20,7 @@ import (
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/answers"
+	"github.com/iottunnel/iottunnel/tunnelcore/names"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -86,15 +87,13 @@ func (h *Handler) serveShared(w http.ResponseWriter, r *http.Request, e *edge, r
 	if err != nil {
 		return refuseShared(w, r, err)
 	}
-	target, err := h.find(e.hub, r, !routed)
+	target, err := h.find(e.hub, r, false)
 	i := slices.IndexFunc(grants, func(g registry.Grant) bool { return covers(g, target) })
 	switch {
 	case i < 0: // whatever there is behind that name
 		return refuseShared(w, r, forbidden)
 	case err != nil:
 		return refuseShared(w, r, err)
-	case !target.Online:
-		return refuseShared(w, r, &answers.Error{Code: wire.NotHere, Message: "the device is connected to no node"})
 	}
 	return h.serveGranted(w, r, e, target, routed, grants[i])
 }
@@ -131,13 +130,26 @@ func grantsOf(r *http.Request, e *edge, routed bool) ([]registry.Grant, error) {
 	return grants, nil
 }
 
-// serveGranted serves a visitor for as long as the grant lasts, and tells the audit
-// log.
+// serveGranted serves a visitor for as long as the grant lasts, waiting for the device
+// included, and tells the audit log.
 func (h *Handler) serveGranted(w http.ResponseWriter, r *http.Request, e *edge, target tunnelcore.Target, routed bool, g registry.Grant) error {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	defer e.hub.HoldGrant(g.ID, func() { cancel(tunnelcore.ErrGrantEnded) })()
+	defer e.hub.HoldGrant(g.ID, cancel)()
 	r = r.WithContext(ctx) // no Clone, see guardConnection
+	if !target.Online {
+		// It may come back as something else: another port, or under its name another device.
+		var err error
+		target, err = h.find(e.hub, r, !routed)
+		switch {
+		case errors.Is(context.Cause(ctx), tunnelcore.ErrGrantEnded), !covers(g, target):
+			return refuseShared(w, r, forbidden)
+		case err != nil:
+			return refuseShared(w, r, err)
+		case !target.Online:
+			return refuseShared(w, r, &answers.Error{Code: wire.NotHere, Message: "the device is connected to no node"})
+		}
+	}
 	aw := &auditWriter{ResponseWriter: w}
 	aw.countBody(r)
 	v := tunnelcore.Visit{
@@ -148,7 +160,7 @@ func (h *Handler) serveGranted(w http.ResponseWriter, r *http.Request, e *edge, 
 	var err error
 	defer func() {
 		v.In, v.Out, v.Err = aw.in.Load(), aw.out.Load(), err
-		if cause := context.Cause(ctx); errors.Is(cause, tunnelcore.ErrGrantEnded) {
+		if cause := context.Cause(ctx); errors.Is(cause, tunnelcore.ErrGrantEnded) || errors.Is(cause, tunnelcore.ErrGrantUnconfirmed) {
 			v.Err = cause
 		} else if v.Err == nil && broken {
 			v.Err = errors.New("broken off")
@@ -184,8 +196,8 @@ func (h *Handler) serveShare(w http.ResponseWriter, r *http.Request, e *edge, ro
 	default:
 		return refuseShared(w, r, &answers.Error{Code: wire.BadRequest, Message: "method is none of GET and POST"})
 	}
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
-		return refuseShared(w, r, &answers.Error{Code: wire.Forbidden, Message: "another site may not open devices"})
+	if !fromOwnPage(r) {
+		return refuseShared(w, r, &answers.Error{Code: wire.Forbidden, Message: "another site may not open devices, and this browser does not say that it was the link's own page"})
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, shareBody+1))
 	form, err2 := url.ParseQuery(string(body))
@@ -218,6 +230,25 @@ func (h *Handler) serveShare(w http.ResponseWriter, r *http.Request, e *edge, ro
 	header.Set("Location", "/")
 	w.WriteHeader(http.StatusSeeOther)
 	return nil
+}
+
+// fromOwnPage reports whether a browser says that a page of this very hostname has
+// posted a token: another site could give its visitors a cookie of its own choice, whose
+// use is then in the audit log under the wrong grant. Old browsers send no
+// Sec-Fetch-Site, and older ones no Origin, but the Referer, for which the page asks. One
+// who sends none of them cannot be told from another site's visitor.
+func fromOwnPage(r *http.Request) bool {
+	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" {
+		return false
+	}
+	for _, name := range []string{"Origin", "Referer"} {
+		if from := r.Header[name]; len(from) > 0 {
+			// By name alone: cookies do not tell ports apart, and proxies change both.
+			page, err := url.Parse(from[0])
+			return len(from) == 1 && err == nil && page.Host != "" && names.Normal(page.Host) == names.Normal(r.Host)
+		}
+	}
+	return r.Header.Get("Sec-Fetch-Site") != ""
 }
 
 // hideShareCookie takes the cookies of links from a request: devices are not to have

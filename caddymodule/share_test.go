@@ -34,7 +34,7 @@ func (f *fixture) follow(link string) string {
 		page.Header.Get("Cache-Control") != "no-store" || !strings.Contains(page.body, "location.hash") {
 		f.t.Fatalf("page of a link: %v %q", page.Response, page.body)
 	}
-	r := f.do("POST", at, strings.NewReader(url.Values{"token": {token}}.Encode()), "Content-Type", "application/x-www-form-urlencoded")
+	r := f.do("POST", at, strings.NewReader(url.Values{"token": {token}}.Encode()), "Content-Type", "application/x-www-form-urlencoded", "Origin", strings.TrimSuffix(at, "/.iottunnel/share"))
 	cookies := r.Cookies()
 	if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/" || len(cookies) != 1 {
 		f.t.Fatalf("following a link: %v %q", r.Response, r.body)
@@ -89,18 +89,23 @@ func TestShare(t *testing.T) {
 		}
 	}
 	_, token, _ := strings.Cut(link, "#")
+	post := func(at, form string, header ...string) reply {
+		t.Helper()
+		return f.do("POST", at+".iottunnel/share", strings.NewReader(form), header...)
+	}
 	for what, r := range map[string]reply{
-		"on another device":  f.do("POST", other+".iottunnel/share", strings.NewReader("token="+token)),
-		"wrong":              f.do("POST", host+".iottunnel/share", strings.NewReader("token="+token+"x")),
-		"from another site":  f.do("POST", host+".iottunnel/share", strings.NewReader("token="+token), "Sec-Fetch-Site", "cross-site"),
-		"none":               f.do("POST", host+".iottunnel/share", strings.NewReader("")),
-		"in the query alone": f.do("POST", host+".iottunnel/share?token="+token, strings.NewReader("")),
+		"on another device":  post(other, "token="+token, "Sec-Fetch-Site", "same-origin"),
+		"wrong":              post(host, "token="+token+"x", "Sec-Fetch-Site", "same-origin"),
+		"from another site":  post(host, "token="+token, "Sec-Fetch-Site", "cross-site"),
+		"of who knows where": post(host, "token="+token),
+		"none":               post(host, "", "Sec-Fetch-Site", "same-origin"),
+		"in the query alone": f.do("POST", host+".iottunnel/share?token="+token, strings.NewReader(""), "Sec-Fetch-Site", "same-origin"),
 	} {
 		if r.StatusCode != 403 || len(r.Cookies()) > 0 {
 			t.Errorf("token %s: %v", what, r.Response)
 		}
 	}
-	if r := f.do("POST", host+".iottunnel/share", strings.NewReader("token="+strings.Repeat("x", 2000))); r.StatusCode != 400 {
+	if r := post(host, "token="+strings.Repeat("x", 2000), "Referer", host); r.StatusCode != 400 {
 		t.Errorf("a long body: %v", r.Response)
 	}
 
@@ -193,7 +198,7 @@ func TestExportGrants(t *testing.T) {
 	// What was revoked may be believed gone for a second.
 	f.await("the imported grant", func() bool {
 		at, token, _ := strings.Cut(link, "#")
-		return f.do("POST", at, strings.NewReader("token="+token)).StatusCode == http.StatusSeeOther
+		return f.do("POST", at, strings.NewReader("token="+token), "Referer", at).StatusCode == http.StatusSeeOther
 	})
 }
 
@@ -252,4 +257,61 @@ func TestKeepPrivate(t *testing.T) {
 			t.Errorf("%q becomes %q, want %q alone", given, h, want)
 		}
 	}
+}
+
+func TestFromOwnPage(t *testing.T) {
+	for _, tt := range []struct {
+		header []string
+		want   bool
+	}{
+		{nil, false},
+		{[]string{"Sec-Fetch-Site", "same-origin"}, true},
+		{[]string{"Sec-Fetch-Site", "same-site"}, false},
+		{[]string{"Sec-Fetch-Site", "cross-site", "Origin", "https://x.devices.test"}, false},
+		{[]string{"Sec-Fetch-Site", "same-origin", "Origin", "https://evil.test"}, false},
+		{[]string{"Origin", "https://x.devices.test"}, true},
+		{[]string{"Origin", "http://X.devices.test:8080"}, true},
+		{[]string{"Origin", "https://y.devices.test", "Referer", "https://x.devices.test/"}, false},
+		{[]string{"Origin", "https://x.devices.test", "Origin", "https://evil.test"}, false},
+		{[]string{"Origin", "null"}, false},
+		{[]string{"Origin", ""}, false},
+		{[]string{"Origin", "https://x.devices.test.evil.test"}, false},
+		{[]string{"Origin", "https://x.devices.test@evil.test"}, false},
+		{[]string{"Referer", "https://x.devices.test/.iottunnel/share"}, true},
+		{[]string{"Referer", "https://evil.test/x.devices.test"}, false},
+		{[]string{"Referer", "x.devices.test"}, false},
+		{[]string{"Referer", "%"}, false},
+	} {
+		r, err := http.NewRequest("POST", "https://x.devices.test/.iottunnel/share", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(tt.header); i += 2 {
+			r.Header.Add(tt.header[i], tt.header[i+1])
+		}
+		if got := fromOwnPage(r); got != tt.want {
+			t.Errorf("%q: %v", tt.header, got)
+		}
+	}
+}
+
+func FuzzShareRequest(f *testing.F) {
+	f.Add("iottunnel-share=a.b; x=y; =iottunnel-share", "https://x.devices.test", "https://x.devices.test/")
+	f.Add(" __Host-iottunnel-share = z ;;", "null", "")
+	f.Fuzz(func(t *testing.T, cookies, origin, referer string) {
+		h := http.Header{"Cookie": {cookies}}
+		hideShareCookie(h)
+		for _, c := range (&http.Request{Header: h}).Cookies() {
+			if isShareCookie(c.Name) {
+				t.Errorf("%q reaches the device as %q", cookies, h)
+			}
+		}
+		r := &http.Request{Host: "x.devices.test", Header: http.Header{"Origin": {origin}, "Referer": {referer}}}
+		if fromOwnPage(r) {
+			u, err := url.Parse(origin)
+			if err != nil || !strings.EqualFold(strings.TrimSuffix(u.Hostname(), "."), "x.devices.test") {
+				t.Errorf("from %q", origin)
+			}
+		}
+	})
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
@@ -78,7 +79,8 @@ func (s *SNI) Cleanup() error {
 // WrapListener has connections looked at before HTTP gets them.
 func (s *SNI) WrapListener(l net.Listener) net.Listener {
 	w := &sniListener{
-		Listener: l, sni: s, ready: make(chan net.Conn), waiting: make(chan struct{}, sniWaiting), ended: make(chan struct{}),
+		Listener: l, sni: s, ready: make(chan net.Conn), ended: make(chan struct{}),
+		places: sniPlaces{most: sniWaiting, each: sniPerAddress, by: make(map[netip.Addr]int)},
 	}
 	w.open, w.hurry = context.WithCancel(context.Background())
 	go w.accept() // until l is closed; Accept waits for it
@@ -90,6 +92,8 @@ const (
 	// once on a listener: beyond, connections are HTTP's, which has bounds of its own.
 	sniHandshake = 10 * time.Second
 	sniWaiting   = 4096
+	// sniPerAddress is how many of these one address may have.
+	sniPerAddress = 64
 	// sniClosing bounds those that are under way when the listener is closed.
 	sniClosing = time.Second
 	// sniLookup bounds how long the registry is asked.
@@ -105,7 +109,7 @@ type sniListener struct {
 	sni     *SNI
 	ready   chan net.Conn
 	looking sync.WaitGroup
-	waiting chan struct{}   // holds a place for each handshake
+	places  sniPlaces       // of handshakes
 	open    context.Context // of handshakes
 	hurry   context.CancelFunc
 	ended   chan struct{} // closed when no more connections will come
@@ -137,19 +141,14 @@ func (w *sniListener) accept() {
 			break
 		}
 		secure, ok := c.(*tls.Conn)
-		if ok {
-			select {
-			case w.waiting <- struct{}{}:
-			default:
-				ok = false
-			}
-		}
+		from := tunnelcore.AddressKey(remoteAddr(c).Addr())
+		ok = ok && w.places.take(from)
 		w.looking.Add(1)
 		go func() {
 			defer w.looking.Done()
 			if ok {
 				ours := w.look(secure)
-				<-w.waiting
+				w.places.leave(from)
 				if ours {
 					return
 				}
@@ -184,18 +183,60 @@ func (w *sniListener) look(c *tls.Conn) (done bool) {
 	if e == nil {
 		return false
 	}
+	from := remoteAddr(c)
+	// The hub bounds by it who asks for names that there are not.
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{caddyhttp.ClientIPVarKey: from.Addr().String()})
 	target, err := e.hub.LookupTCP(ctx, state.ServerName)
 	if err != nil || !target.Online {
 		return false // HTTP says why
 	}
-	from, err := netip.ParseAddrPort(c.RemoteAddr().String())
-	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	if err != nil || !w.sni.allows(from.Addr(), target) {
+	if !from.IsValid() || !w.sni.allows(from.Addr(), target) {
 		stream.Abort(c)
 		return true
 	}
 	e.hub.ServeTCP(c, target.Device, target.Port, from)
 	return true
+}
+
+// remoteAddr is where a connection comes from; zero where that is no address.
+func remoteAddr(c net.Conn) netip.AddrPort {
+	from, err := netip.ParseAddrPort(c.RemoteAddr().String())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+}
+
+// sniPlaces are the handshakes that are under way on a listener. So that no address
+// takes all of them, each has a bound of its own.
+type sniPlaces struct {
+	most, each int
+
+	mu    sync.Mutex // guards what follows
+	taken int
+	by    map[netip.Addr]int
+}
+
+// take takes a place for an address, if there is one.
+func (p *sniPlaces) take(from netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken >= p.most || p.by[from] >= p.each {
+		return false
+	}
+	p.taken++
+	p.by[from]++
+	return true
+}
+
+// leave gives a place back.
+func (p *sniPlaces) leave(from netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken--
+	if p.by[from]--; p.by[from] == 0 {
+		delete(p.by, from)
+	}
 }
 
 // allows reports whether a visitor may reach a port. One who may not learns nothing

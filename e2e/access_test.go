@@ -77,7 +77,7 @@ func TestShareLink(t *testing.T) {
 		t.Fatalf("link %q of %s, %v", link.URL, host, err)
 	}
 	form := strings.NewReader(url.Values{"token": {u.Fragment}}.Encode())
-	got := do(t, r.client("127.0.0.1", nil), request(t, "POST", fmt.Sprintf("http://%s:%d%s", host, r.port, u.Path), form, "Content-Type", "application/x-www-form-urlencoded"))
+	got := do(t, r.client("127.0.0.1", nil), request(t, "POST", fmt.Sprintf("http://%s:%d%s", host, r.port, u.Path), form, "Content-Type", "application/x-www-form-urlencoded", "Origin", "http://"+host))
 	cookie, _, _ := strings.Cut(got.Header.Get("Set-Cookie"), ";")
 	if got.StatusCode != http.StatusSeeOther || cookie == "" {
 		t.Fatalf("following: %s", got)

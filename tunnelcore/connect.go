@@ -32,9 +32,6 @@ const (
 	connectKeep = 25 * time.Second
 )
 
-// ErrGrantEnded ends what was served by a grant that was revoked or has expired.
-var ErrGrantEnded = errors.New("the grant was revoked, or has expired")
-
 // serveConnect opens a stream to a device for somebody who has a grant, and joins it
 // to the socket that it upgrades.
 func (h *Hub) serveConnect(w http.ResponseWriter, r *http.Request, a Arrival) error {
@@ -57,27 +54,44 @@ func (h *Hub) serveConnect(w http.ResponseWriter, r *http.Request, a Arrival) er
 	if err != nil {
 		return err
 	}
+	// Held from now on: who is kept waiting by a device has no right by a grant that
+	// has ended meanwhile.
+	held, end := context.WithCancelCause(h.ctx)
+	defer context.AfterFunc(held, cancel)()
+	release := h.HoldGrant(grant.ID, end)
+	drop := func() {
+		release()
+		end(nil)
+	}
 	leave, err := h.Enter(ctx, grant.Device, a.From)
 	if err != nil {
+		drop()
 		return err
 	}
 	c := &connection{hub: h, visit: Visit{
 		Kind: VisitConnect, Device: grant.Device, Port: grant.Port, From: remoteOf(r, a.From),
 		Grant: grant.ID, By: grant.By, Began: time.Now(),
 	}}
-	if err := c.open(ctx, w, r); err != nil {
-		leave()
-		return err
-	}
-	if !h.begin() {
-		leave()
+	err = c.open(ctx, w, r)
+	switch {
+	case err != nil && errors.Is(context.Cause(held), ErrGrantEnded):
+		err = errNoGrant
+	case err != nil && errors.Is(context.Cause(held), ErrGrantUnconfirmed):
+		err = registryAway(ErrGrantUnconfirmed)
+	case err == nil && !h.begin():
 		c.abort()
-		return errGone
+		err = errGone
+	}
+	if err != nil {
+		leave()
+		drop()
+		return err
 	}
 	go func() { // Shutdown waits for it
 		defer h.wg.Done()
 		defer leave()
-		c.run()
+		defer drop()
+		c.run(held)
 	}()
 	return nil
 }
@@ -142,25 +156,39 @@ func (c *connection) abort() {
 	stream.Abort(c.client)
 }
 
-// run relays until both sides have ended, or the grant has.
-func (c *connection) run() {
+// run relays until both sides have ended, or ctx has.
+func (c *connection) run(ctx context.Context) {
 	h := c.hub
-	ctx, cancel := context.WithCancelCause(h.ctx)
-	defer cancel(nil)
-	defer h.HoldGrant(c.visit.Grant, func() { cancel(ErrGrantEnded) })()
 	keep := make(chan struct{})
 	h.wg.Go(func() { c.keepAlive(keep) })
 	defer close(keep)
-	if len(c.first) > 0 {
-		if _, err := c.client.Write(c.first); err != nil {
-			c.abort()
-			c.over(err)
-			return
-		}
+	if err := c.greet(ctx); err != nil {
+		c.abort()
+		c.over(err)
+		return
 	}
 	in, out, err := stream.Relay(ctx, c.client, c.device)
-	c.visit.In, c.visit.Out = in, out
+	c.visit.In, c.visit.Out = in, c.visit.Out+out
 	c.over(err)
+}
+
+// greet passes on what the device has said already, until ctx ends.
+func (c *connection) greet(ctx context.Context) error {
+	if len(c.first) == 0 {
+		return nil
+	}
+	aborted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { // a client that reads nothing
+		c.abort()
+		close(aborted)
+	})
+	n, err := c.client.Write(c.first)
+	c.visit.Out = int64(n)
+	if !stop() {
+		<-aborted
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // keepAlive pings a client that says nothing until done is closed.
@@ -179,7 +207,6 @@ func (c *connection) keepAlive(done <-chan struct{}) {
 
 // over tells how it ended.
 func (c *connection) over(err error) {
-	c.visit.Out += int64(len(c.first))
 	c.visit.Err = err
 	c.hub.audit(c.visit)
 	c.hub.log().Debug("technician gone", "device", c.visit.Device, "port", c.visit.Port, "remote", c.visit.From,

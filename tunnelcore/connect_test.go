@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -264,6 +267,12 @@ func (r *awayRegistry) set(away bool) {
 	r.away = away
 }
 
+func (r *awayRegistry) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asks
+}
+
 func (r *awayRegistry) FindGrants(ctx context.Context, ids []string) ([]registry.Grant, error) {
 	r.mu.Lock()
 	away := r.away
@@ -286,7 +295,7 @@ func TestGrantsWithoutRegistry(t *testing.T) {
 	client, device := e.technician(a, known)
 	reg.set(true)
 	e.hub.grants.mu.Lock()
-	e.hub.grants.known[id].at = time.Now().Add(-time.Hour) // long ago
+	e.hub.grants.known[id].at = time.Now().Add(-time.Minute)
 	e.hub.grants.mu.Unlock()
 	e.hub.grants.watch()
 	carries(t, client, device)
@@ -298,26 +307,169 @@ func TestGrantsWithoutRegistry(t *testing.T) {
 	e.technician(a, unknown)
 }
 
+// TestGrantsAreTrusted wants a node that has no answer for too long to let nobody in by
+// what it knew, and nobody stay, until there is one.
+func TestGrantsAreTrusted(t *testing.T) {
+	reg := &awayRegistry{Registry: openMemory(t)}
+	visits := make(chan Visit, 16)
+	e := startEdgeOver(t, reg, func(s *Settings) {
+		s.Connect, s.GrantTrust = true, time.Hour
+		s.Audit = func(v Visit) { visits <- v }
+	})
+	a := e.connect(hello("cam-17"))
+	token, id := e.grant(registry.GrantConnect, 24*time.Hour)
+	client, device := e.technician(a, token)
+	heard := func(ago time.Duration) {
+		e.hub.grants.mu.Lock()
+		defer e.hub.grants.mu.Unlock()
+		e.hub.grants.known[id].at = time.Now().Add(-ago)
+	}
+	reg.set(true)
+	heard(50 * time.Minute)
+	e.hub.grants.watch()
+	carries(t, client, device)
+	asks := reg.count()
+	e.technician(a, token)
+	if n := reg.count(); n != asks {
+		t.Errorf("%d times somebody waits for a registry that is known not to answer", n-asks)
+	}
+	heard(70 * time.Minute)
+	e.hub.grants.watch()
+	if _, err := io.ReadAll(client); err == nil {
+		t.Error("a clean end")
+	}
+	for range 2 {
+		if v := <-visits; !errors.Is(v.Err, ErrGrantUnconfirmed) {
+			t.Errorf("visit %+v", v)
+		}
+	}
+	if status, body, _ := e.refusal(connectCam, token); status != 503 || body.Error != wire.Unavailable {
+		t.Errorf("%d %+v", status, body)
+	}
+	reg.set(false)
+	e.hub.grants.watch()
+	e.technician(a, token)
+}
+
+// TestGrantIgnoresClock wants a grant to last as long as it was made for, wherever the
+// machine's clock is set to meanwhile.
+func TestGrantIgnoresClock(t *testing.T) {
+	e := startEdge(t, nil)
+	token, id := e.grant(registry.GrantShare, time.Hour)
+	check := func() error {
+		_, err := e.hub.CheckGrant(t.Context(), token, registry.GrantShare, "", 0, visitor.Addr())
+		return err
+	}
+	if err := check(); err != nil {
+		t.Fatal(err)
+	}
+	// What the wall clock says of Until may be anything by now.
+	e.hub.grants.mu.Lock()
+	e.hub.grants.known[id].Until = time.Now().Add(-time.Hour)
+	e.hub.grants.mu.Unlock()
+	if err := check(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGrantEndsWhileOpening revokes a grant whose technician waits for the device.
+func TestGrantEndsWhileOpening(t *testing.T) {
+	e, _ := startConnecting(t, openMemory(t))
+	a := e.connect(hello("cam-17"))
+	token, id := e.grant(registry.GrantConnect, time.Hour)
+	got := make(chan error, 1)
+	go func() {
+		s, err := e.dial(connectCam, token)
+		if s != nil {
+			s.Close()
+		}
+		got <- err
+	}()
+	a.receive() // open, which the device does not answer
+	began := time.Now()
+	if err := e.hub.RevokeGrant(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	var refused *socket.StatusError
+	if err := <-got; !errors.As(err, &refused) || refused.Status != 401 {
+		t.Errorf("%v", err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestGrantEndsBeforeFirstBytes ends a grant whose technician's client takes nothing.
+func TestGrantEndsBeforeFirstBytes(t *testing.T) {
+	near, far := net.Pipe() // nobody reads
+	device, service := net.Pipe()
+	defer far.Close()
+	defer service.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c := &connection{client: stream.New(socket.New(near, socket.LargeBuffer), stream.Options{}), device: device, first: []byte("SSH-2.0-x\r\n")}
+	went := make(chan error, 1)
+	go func() { went <- c.greet(ctx) }()
+	if _, err := io.ReadFull(far, make([]byte, 1)); err != nil { // the write is under way
+		t.Fatal(err)
+	}
+	cancel(ErrGrantEnded)
+	if err := <-went; !errors.Is(err, ErrGrantEnded) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestGrantLooksAreBounded wants unknown ids to cost the registry no more than so many
-// look-ups, from however many addresses they come.
+// look-ups, from however many addresses they come, and some addresses that try many to
+// keep out no other.
 func TestGrantLooksAreBounded(t *testing.T) {
 	reg := &awayRegistry{Registry: openMemory(t)}
 	e := startEdgeOver(t, reg, nil)
 	token, _ := e.grant(registry.GrantShare, time.Hour)
-	addr := visitor.Addr()
-	refused := 0
-	for range 5 * grantLooks {
-		addr = addr.Next()
-		_, err := e.hub.CheckGrant(t.Context(), wire.NewID()[:16]+token[16:], registry.GrantShare, "", 0, addr)
+	try := func(token string, from netip.Addr) error {
+		_, err := e.hub.CheckGrant(t.Context(), token, registry.GrantShare, "", 0, from)
+		return err
+	}
+	guess := func(from netip.Addr) error {
+		t.Helper()
+		err := try(wire.NewID()[:16]+token[16:], from)
 		if err == nil {
 			t.Fatal("let in")
 		}
-		if !errors.Is(err, errNoGrant) {
+		return err
+	}
+	addr := visitor.Addr()
+	for range 30 {
+		addr = addr.Next()
+		for range 30 {
+			guess(addr)
+		}
+	}
+	if err := try(token, addr.Next()); err != nil {
+		t.Errorf("behind those who guess: %v", err)
+	}
+
+	asked, refused := reg.count(), 0
+	for range 3 * allGrantLooks {
+		addr = addr.Next()
+		if err := guess(addr); !errors.Is(err, errNoGrant) {
 			refused++
 		}
 	}
-	if refused == 0 || reg.asks > 3*grantLooks {
-		t.Errorf("%d look-ups, %d turned away", reg.asks, refused)
+	if refused == 0 || reg.count()-asked > 3*allGrantLooks-refused {
+		t.Errorf("%d look-ups, %d turned away", reg.count()-asked, refused)
 	}
 	e.hub.grants.watch()
+}
+
+// FuzzGrantToken reads tokens, none of which is one that was given out.
+func FuzzGrantToken(f *testing.F) {
+	f.Add("0123456789abcdef.abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ")
+	f.Add("0123456789ABCDEF.")
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, token string) {
+		id, secret, ok := splitToken(token)
+		if ok && (id+"."+secret != token || len(id) != 16 || strings.ToLower(id) != id) || !ok && id+secret != "" {
+			t.Errorf("%q is %q and %q, %v", token, id, secret, ok)
+		}
+	})
 }

@@ -26,19 +26,28 @@ const (
 	grantFresh   = 2 * time.Second
 	noGrantFresh = time.Second
 	grantWatch   = 2 * time.Second
-	// grantLooks and grantLookRate bound the look-ups of ids that are not known: so
-	// many at once, and per second.
-	grantLooks, grantLookRate = 200, 50
+	// grantLooks and grantLookRate bound the look-ups of ids that are not known, for one
+	// address: so many at once, and per second. The others are for all together.
+	grantLooks, grantLookRate       = 64, 10.0
+	allGrantLooks, allGrantLookRate = 5000, 2000.0
 	// grantPage is how many grants one look-up asks for.
 	grantPage = 500
 	// grantGuesses is what refusals of grants are counted under: no device's id.
 	grantGuesses = " grant"
 )
 
+// Why what was served by a grant was ended.
+var (
+	// ErrGrantEnded: it was revoked, or has expired.
+	ErrGrantEnded = errors.New("the grant was revoked, or has expired")
+	// ErrGrantUnconfirmed: the registry has not answered for Settings.GrantTrust.
+	ErrGrantUnconfirmed = errors.New("the registry has not confirmed the grant for too long")
+)
+
 // grants is what this node knows of grants, and who is served by them.
 type grants struct {
 	hub   *Hub
-	looks bucket
+	looks *strangers
 
 	mu    sync.Mutex // guards what follows
 	known map[string]*knownGrant
@@ -47,21 +56,29 @@ type grants struct {
 type knownGrant struct {
 	registry.Grant           // zero: there is none
 	at             time.Time // when the registry said so
+	ends           time.Time // Until, however the machine's clock is set meanwhile
 	asking         bool      // somebody asks again
+	unanswered     bool      // who asked last got no answer: watch asks until there is one
 	uses           map[*grantUse]struct{}
 }
 
 // grantUse is something that ends with its grant.
-type grantUse struct{ end func() }
+type grantUse struct{ end func(cause error) }
 
 func newGrants(h *Hub) *grants {
-	g := &grants{hub: h, known: make(map[string]*knownGrant)}
-	g.looks.set(grantLooks, grantLookRate)
-	return g
+	return &grants{
+		hub: h, known: make(map[string]*knownGrant),
+		looks: newStrangers(budget{grantLooks, grantLookRate}, budget{allGrantLooks, allGrantLookRate}),
+	}
 }
 
 // live reports whether the grant is there and has not expired.
-func (k *knownGrant) live(now time.Time) bool { return k.ID != "" && k.Until.After(now) }
+func (k *knownGrant) live(now time.Time) bool { return k.ID != "" && k.ends.After(now) }
+
+// trusted reports whether it is not too long ago that the registry has said so.
+func (g *grants) trusted(k *knownGrant, now time.Time) bool {
+	return now.Sub(k.at) <= g.hub.settings.Load().GrantTrust
+}
 
 // NewGrant records a grant, draws its id and secret, and returns the token that has
 // both: it is nowhere else.
@@ -122,7 +139,7 @@ func (h *Hub) CheckGrant(ctx context.Context, token string, kind registry.GrantK
 		done(false)
 		return registry.Grant{}, errNoGrant
 	}
-	g, err := h.grants.find(ctx, id)
+	g, err := h.grants.find(ctx, id, from)
 	right := err == nil && fits(g)
 	done(err != nil || right)
 	switch {
@@ -145,9 +162,9 @@ func (g *grants) lately(id string) (registry.Grant, bool) {
 	return k.Grant, true
 }
 
-// find returns a grant, zero if there is none. Where the registry does not answer,
-// what it has said last counts.
-func (g *grants) find(ctx context.Context, id string) (registry.Grant, error) {
+// find returns a grant that somebody at from has named, zero if there is none. Where
+// the registry does not answer, what it has said last counts for Settings.GrantTrust.
+func (g *grants) find(ctx context.Context, id string, from netip.Addr) (registry.Grant, error) {
 	g.mu.Lock()
 	k, now := g.known[id], time.Now()
 	there := k != nil && k.live(now)
@@ -155,28 +172,32 @@ func (g *grants) find(ctx context.Context, id string) (registry.Grant, error) {
 	case k != nil && !there && now.Sub(k.at) < noGrantFresh:
 		g.mu.Unlock()
 		return registry.Grant{}, nil
-	case there && (now.Sub(k.at) < grantFresh || k.asking && now.Sub(k.at) < 2*grantFresh):
+	case there && (now.Sub(k.at) < grantFresh || k.asking && now.Sub(k.at) < 2*grantFresh || k.unanswered && g.trusted(k, now)):
 		defer g.mu.Unlock()
 		return k.Grant, nil
 	case there:
 		k.asking = true
-	case !g.looks.take():
+	case !g.looks.take(from):
 		g.mu.Unlock()
 		return registry.Grant{}, &answers.Error{Code: wire.Unavailable, RetryAfter: time.Second, Message: "too many tokens are tried at once"}
 	}
 	g.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
+	asked, cancel := context.WithTimeout(ctx, registryTimeout)
 	defer cancel()
-	list, err := g.hub.reg.FindGrants(ctx, []string{id})
+	list, err := g.hub.reg.FindGrants(asked, []string{id})
 	if err == nil {
 		g.learn(id, list[0], now)
+		if !there && list[0].ID != "" {
+			g.looks.giveBack(from)
+		}
 		return list[0], nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if k := g.known[id]; k != nil {
 		k.asking = false
-		if k.live(time.Now()) {
+		k.unanswered = k.unanswered || ctx.Err() == nil // who asked may have left
+		if now := time.Now(); k.live(now) && g.trusted(k, now) {
 			return k.Grant, nil
 		}
 	}
@@ -192,31 +213,31 @@ func (g *grants) learn(id string, grant registry.Grant, then time.Time) {
 		k = new(knownGrant)
 		g.known[id] = k
 	}
-	k.asking = false
+	k.asking, k.unanswered = false, false
 	if k.at.After(then) {
 		g.mu.Unlock()
 		return // somebody knows better
 	}
-	k.Grant, k.at = grant, then
+	k.Grant, k.at, k.ends = grant, then, then.Add(grant.Until.Sub(then))
 	var ended map[*grantUse]struct{}
 	if !k.live(time.Now()) {
 		ended, k.uses = k.uses, nil
 	}
 	g.mu.Unlock()
 	for use := range ended {
-		use.end()
+		use.end(ErrGrantEnded)
 	}
 }
 
-// HoldGrant has end called, once, if a grant is revoked or expires before release is
-// called. end must not block.
-func (h *Hub) HoldGrant(id string, end func()) (release func()) {
+// HoldGrant has end called, once, with the reason, if a grant that CheckGrant has
+// returned ends before release is called. end must not block.
+func (h *Hub) HoldGrant(id string, end func(cause error)) (release func()) {
 	g := h.grants
 	g.mu.Lock()
 	k := g.known[id]
 	if k == nil || !k.live(time.Now()) {
 		g.mu.Unlock()
-		end()
+		end(ErrGrantEnded)
 		return func() {}
 	}
 	use := &grantUse{end}
@@ -253,35 +274,53 @@ func (g *grants) watch() {
 	g.mu.Lock()
 	for id, k := range g.known {
 		switch {
-		case len(k.uses) > 0:
+		case len(k.uses) > 0 || k.unanswered && k.live(now):
 			ids = append(ids, id)
 		case !k.live(now) && now.Sub(k.at) > noGrantFresh, len(g.known) > 2*registry.MaxGrants:
 			delete(g.known, id)
 		}
 	}
 	g.mu.Unlock()
+	var err error
 	for page := range slices.Chunk(ids, grantPage) {
-		ctx, cancel := context.WithTimeout(g.hub.ctx, registryTimeout)
-		list, err := g.hub.reg.FindGrants(ctx, page)
-		cancel()
+		var list []registry.Grant
+		if err == nil { // else the registry is away for the rest, too
+			ctx, cancel := context.WithTimeout(g.hub.ctx, registryTimeout)
+			list, err = g.hub.reg.FindGrants(ctx, page)
+			cancel()
+		}
 		for i, id := range page {
 			if err == nil {
 				g.learn(id, list[i], now)
 			} else {
-				g.expire(id)
+				g.doubt(id)
 			}
 		}
 	}
 }
 
-// expire ends what is served by a grant whose time is over, as far as is known.
-func (g *grants) expire(id string) {
+// doubt ends what is served by a grant whose time is over, as far as is known, or of
+// which the registry has said nothing for too long.
+func (g *grants) doubt(id string) {
 	g.mu.Lock()
-	k := g.known[id]
-	over := k != nil && !k.live(time.Now())
+	k, now := g.known[id], time.Now()
+	if k == nil {
+		g.mu.Unlock()
+		return
+	}
+	k.unanswered = true
+	cause := ErrGrantUnconfirmed
+	var ended map[*grantUse]struct{}
+	switch {
+	case !k.live(now):
+		cause = ErrGrantEnded
+		fallthrough
+	case !g.trusted(k, now):
+		ended, k.uses = k.uses, nil
+	}
 	g.mu.Unlock()
-	if over {
-		g.learn(id, registry.Grant{}, time.Now())
+	for use := range ended {
+		use.end(cause)
 	}
 }
 

@@ -248,6 +248,7 @@ func (h *Hub) store(s Settings) {
 	s.Lease = cmp.Or(s.Lease, d.Lease)
 	s.Heartbeat = cmp.Or(s.Heartbeat, d.Heartbeat)
 	s.OpenTimeout = cmp.Or(s.OpenTimeout, d.OpenTimeout)
+	s.GrantTrust = cmp.Or(s.GrantTrust, d.GrantTrust)
 	s.Limits = s.Limits.orDefaults(d.Limits)
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)

@@ -56,7 +56,7 @@ func (l *handshakeLimiter) now() time.Time {
 // be called, with whether the agent proved who it is; else retry is when to come
 // again.
 func (l *handshakeLimiter) begin(addr netip.Addr, device string) (done func(proved bool), retry time.Duration, ok bool) {
-	key := addressKey(addr)
+	key := AddressKey(addr)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
@@ -128,9 +128,9 @@ func (l *handshakeLimiter) sweepLocked(now time.Time) {
 	}
 }
 
-// addressKey is what one client can change at no cost taken away: the lower half
-// of an IPv6 address.
-func addressKey(a netip.Addr) netip.Addr {
+// AddressKey is what clients are told apart by: their address without what one client
+// can change at no cost, the lower half of an IPv6 address.
+func AddressKey(a netip.Addr) netip.Addr {
 	a = a.Unmap()
 	if a.Is6() {
 		if p, err := a.Prefix(64); err == nil {

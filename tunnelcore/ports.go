@@ -321,5 +321,5 @@ func (h *Hub) enterTCP(device string, addr netip.Addr) (leave func(), err error)
 	if err := h.permit(device); err != nil {
 		return nil, err
 	}
-	return h.visitors.enter(h.ctx, source{device, addressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, 0)
+	return h.visitors.enter(h.ctx, source{device, AddressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, 0)
 }

@@ -90,7 +90,7 @@ type routes struct {
 func newRoutes(h *Hub) *routes {
 	r := &routes{
 		hub:      h,
-		unknown:  newStrangers(),
+		unknown:  newStrangers(budget{unknownBurst, unknownRate}, budget{allUnknownBurst, allUnknownRate}),
 		byLabel:  make(map[string]*route),
 		byDevice: make(map[string]*route),
 		absent:   make(map[key]time.Time),

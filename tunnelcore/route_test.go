@@ -359,7 +359,7 @@ func TestFloodOfUnknownLabels(t *testing.T) {
 // An address beyond those that are told apart is bound by what holds for all.
 func TestStrangersAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newStrangers()
+		s := newStrangers(budget{unknownBurst, unknownRate}, budget{allUnknownBurst, allUnknownRate})
 		for i := range 2 * maxStrangers {
 			if i%allUnknownBurst == 0 {
 				time.Sleep(time.Millisecond) // the first ones are not full again
@@ -374,7 +374,7 @@ func TestStrangersAreBounded(t *testing.T) {
 		}
 
 		// Questions of no address, about devices, share no address's bucket.
-		s = newStrangers()
+		s = newStrangers(budget{unknownBurst, unknownRate}, budget{allUnknownBurst, allUnknownRate})
 		for i := range allUnknownBurst {
 			if !s.take(netip.Addr{}) {
 				t.Fatalf("question %d about a device was refused", i)

@@ -52,6 +52,9 @@ type Settings struct {
 	Enrollment bool
 	// Connect lets technicians who have a grant reach ports of devices at ConnectPath.
 	Connect bool
+	// GrantTrust is for how long a grant is believed of which the registry says nothing,
+	// because it does not answer.
+	GrantTrust time.Duration
 	// Audit is told of each visit that was no HTTP request, when it is over; may be
 	// nil. It must not block.
 	Audit func(Visit)
@@ -111,6 +114,7 @@ func Defaults() Settings {
 		Heartbeat:   wire.DefaultHeartbeat * time.Second,
 		Wait:        5 * time.Second,
 		OpenTimeout: 15 * time.Second,
+		GrantTrust:  15 * time.Minute,
 		Limits: Limits{
 			Tunnels:                   20000,
 			NewTunnels:                200,

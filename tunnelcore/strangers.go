@@ -18,11 +18,15 @@ const (
 	maxStrangers = 1 << 14
 )
 
+// budget is how many questions are let through: at once, and per second.
+type budget struct{ burst, rate float64 }
+
 // strangers bound what visitors ask for that does not exist: each address has a bucket
 // of its own, so that nobody can use up the look-ups of others. Methods may be called
 // concurrently.
 type strangers struct {
-	all bucket
+	each budget // of an address
+	all  bucket
 
 	mu    sync.Mutex // guards what follows
 	by    map[netip.Addr]*stranger
@@ -35,9 +39,9 @@ type stranger struct {
 	at     time.Time
 }
 
-func newStrangers() *strangers {
-	s := &strangers{by: make(map[netip.Addr]*stranger)}
-	s.all.set(allUnknownBurst, allUnknownRate)
+func newStrangers(each, all budget) *strangers {
+	s := &strangers{each: each, by: make(map[netip.Addr]*stranger)}
+	s.all.set(all.burst, all.rate)
 	return s
 }
 
@@ -47,7 +51,7 @@ func (s *strangers) take(from netip.Addr) bool {
 	if !from.IsValid() {
 		return s.all.take()
 	}
-	from = addressKey(from)
+	from = AddressKey(from)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
@@ -55,9 +59,9 @@ func (s *strangers) take(from netip.Addr) bool {
 	one := s.by[from]
 	switch {
 	case one != nil:
-		one.fill(now)
+		s.fill(one, now)
 	case len(s.by) < maxStrangers:
-		one = &stranger{unknownBurst, now}
+		one = &stranger{s.each.burst, now}
 		s.by[from] = one
 	default:
 		return s.all.take()
@@ -74,14 +78,15 @@ func (s *strangers) giveBack(from netip.Addr) {
 	s.all.giveBack()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if one := s.by[addressKey(from)]; one != nil {
-		one.tokens = min(unknownBurst, one.tokens+1)
+	if one := s.by[AddressKey(from)]; one != nil {
+		one.tokens = min(s.each.burst, one.tokens+1)
 	}
 }
 
-func (s *stranger) fill(now time.Time) {
-	s.tokens = min(unknownBurst, s.tokens+unknownRate*now.Sub(s.at).Seconds())
-	s.at = now
+// fill adds to an address's bucket what has come since the last time.
+func (s *strangers) fill(one *stranger, now time.Time) {
+	one.tokens = min(s.each.burst, one.tokens+s.each.rate*now.Sub(one.at).Seconds())
+	one.at = now
 }
 
 // sweepLocked forgets, now and then, the addresses whose buckets are full. It wants mu.
@@ -91,7 +96,7 @@ func (s *strangers) sweepLocked(now time.Time) {
 	}
 	s.swept = now
 	for from, one := range s.by {
-		if one.fill(now); one.tokens >= unknownBurst {
+		if s.fill(one, now); one.tokens >= s.each.burst {
 			delete(s.by, from)
 		}
 	}

@@ -51,7 +51,7 @@ func (h *Hub) Enter(ctx context.Context, device string, addr netip.Addr) (leave 
 	if err := h.permit(device); err != nil {
 		return nil, err
 	}
-	return h.visitors.enter(ctx, source{device, addressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, slotTime)
+	return h.visitors.enter(ctx, source{device, AddressKey(addr)}, h.settings.Load().Limits.StreamsPerAddress, slotTime)
 }
 
 func (v *visitors) enter(ctx context.Context, from source, limit int, wait time.Duration) (leave func(), err error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -260,6 +261,59 @@ func TestDrainLosesNoRequest(t *testing.T) {
 }
 
 // A node that is about to stop gives its devices to the others first.
+// A node that stops before it has heard of any other, as it has just started, asks.
+func TestVacateOfANewNode(t *testing.T) {
+	reg, err := registry.OpenMemory(registry.MemoryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reg.Close() })
+	a := startNode(t, newView(reg), "edge-a", reachable)
+	runAgent(t, "cam-1", a.server.URL)
+	a.event("online cam-1")
+	b := startNode(t, newView(reg), "edge-b", reachable)
+	b.look()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	a.hub.Vacate(ctx)
+	if here, there := a.hub.Tunnels(), b.hub.Tunnels(); here != 0 || there != 1 {
+		t.Errorf("%d tunnels are left, %d are at the other node", here, there)
+	}
+}
+
+// A device whose streams live on its tunnel does not wait, to leave, for connections
+// that the host keeps for a next visitor.
+func TestDrainClosesKeptConnections(t *testing.T) {
+	var kept sync.Map // tunnel → connection
+	nodes := startNodes(t, 2, func(s *Settings) {
+		reachable(s)
+		ended := s.TunnelEnded
+		s.TunnelEnded = func(tunnel string) {
+			if c, ok := kept.LoadAndDelete(tunnel); ok {
+				c.(net.Conn).Close()
+			}
+			ended(tunnel)
+		}
+	})
+	a, b := nodes[0], nodes[1]
+	h := offering("cam-17", wire.Early|wire.Inline)
+	old := a.connect(h)
+	c, o := old.begin("one")
+	kept.Store(old.ready.Tunnel, c)
+	if err := a.hub.Drain(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, is := old.receive().(*wire.Drain); !is {
+		t.Fatal("not drained")
+	}
+	b.connect(h)
+	old.frames(frame{wire.FrameFin, o.Stream, ""})
+	old.say(frame{wire.FrameFin, o.Stream, ""})
+	if got := old.closed(); got.Code != wire.CloseReplaced {
+		t.Errorf("old tunnel: %v", got)
+	}
+}
+
 func TestVacate(t *testing.T) {
 	nodes := startNodes(t, 2, reachable)
 	a, b := nodes[0], nodes[1]

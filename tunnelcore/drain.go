@@ -46,6 +46,10 @@ func (h *Hub) Drain(ctx context.Context, within time.Duration) error {
 		return fmt.Errorf("drain within %v: not between 0 and %v", within, most)
 	}
 	if h.ableOthers() == 0 {
+		// A node that has just started hears of the others with its next heartbeat.
+		_ = h.beatBy(ctx) // what it would say, tellNodes says
+	}
+	if h.ableOthers() == 0 {
 		return ErrNobodyElse
 	}
 	if !h.begin() {
@@ -216,6 +220,7 @@ func (t *tunnel) leave(why string) {
 	moving := t.moving
 	t.mu.Unlock()
 	t.hub.wg.Go(func() {
+		t.tellHost() // who keeps connections for a next visitor would have it wait for them
 		if moving {
 			t.settle(t.hub.patient.ctx)
 		}

@@ -270,8 +270,11 @@ func (h *Hub) whenTaken(err error, since time.Time) time.Time {
 	return since
 }
 
-func (h *Hub) beat() error {
-	ctx, cancel := context.WithTimeout(h.ctx, registryTimeout)
+func (h *Hub) beat() error { return h.beatBy(h.ctx) }
+
+// beatBy is a heartbeat that ends with ctx.
+func (h *Hub) beatBy(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, registryTimeout)
 	defer cancel()
 	own := h.self()
 	began := time.Now()

@@ -70,7 +70,7 @@ type Settings struct {
 	// Events is told of `online`, `offline`, `cloned` and `limited`, with the device, and
 	// of `drained`, with the node, outside locks; may be nil. It must not block.
 	Events func(name string, data map[string]any)
-	// TunnelEnded is told the id of each tunnel that is over, and Crowded the id
+	// TunnelEnded is told the id of each tunnel that is over, maybe twice, and Crowded the id
 	// of one whose device has no room for the stream that a visitor waits for: a
 	// host that keeps idle connections to devices closes them then. Both may be
 	// nil, and must not block.

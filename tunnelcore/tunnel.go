@@ -330,9 +330,7 @@ func (t *tunnel) end(err error) {
 	// The lease is released even while the hub shuts down.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.hub.ctx), registryTimeout)
 	defer cancel()
-	if f := t.hub.settings.Load().TunnelEnded; f != nil {
-		f(t.holder.Tunnel)
-	}
+	t.tellHost()
 	relErr := t.hub.reg.Release(ctx, t.holder, t.hub.settings.Load().Lease, why)
 	lost := errors.Is(relErr, registry.ErrLost)
 	replaced := lost && !ousted
@@ -343,6 +341,13 @@ func (t *tunnel) end(err error) {
 	t.observeClose(code, clean, ousted, replaced)
 	if !replaced {
 		t.hub.emit("offline", map[string]any{"device": t.holder.Device, "label": t.label, "why": why})
+	}
+}
+
+// tellHost says that no visitor comes to the tunnel any more. It may be said again.
+func (t *tunnel) tellHost() {
+	if f := t.hub.settings.Load().TunnelEnded; f != nil {
+		f(t.holder.Tunnel)
 	}
 }
 

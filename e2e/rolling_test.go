@@ -137,7 +137,8 @@ func TestRollingRestart(t *testing.T) {
 	for _, how := range []string{"drained", "SIGTERM alone"} {
 		t.Run(how, func(t *testing.T) {
 			onCluster(t, func(t *testing.T) {
-				c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32}})
+				// Half of it, 4.5 s at most, is what a node gives its devices that just stops.
+				c := newCrew(t, harness.ClusterSetup{Setup: harness.Setup{TCPPorts: 32, Grace: "10s"}})
 				var devices []*held
 				for i := range 6 {
 					profile := []string{"full", "basic", "inline"}[i%3]

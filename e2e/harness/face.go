@@ -103,6 +103,7 @@ type Setup struct {
 	Sites     string   // further sites, as a Caddyfile has them
 	Host      *Host    // where the edge runs; nil: here, on loopback
 	Strict    bool     // on a Host without TLS: agents are refused there, as by default
+	Grace     string   // Caddy's grace_period; empty: 3s
 }
 
 // HostedName is a name for which an edge with TLS has a certificate where it runs

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -237,7 +238,7 @@ func (e *edge) caddyfile() string {
 		fmt.Fprintf(&b, "%s}\n", indent)
 	}
 	b.WriteString("{\n")
-	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period 3s\n", e.adminSocket())
+	fmt.Fprintf(&b, "\tadmin unix/%s\n\tpersist_config off\n\tskip_install_trust\n\tgrace_period %s\n", e.adminSocket(), cmp.Or(e.setup.Grace, "3s"))
 	block("\t", "log default", []string{"exclude admin.api"}) // its own questions
 	if !e.tls() {
 		b.WriteString("\tauto_https off\n")

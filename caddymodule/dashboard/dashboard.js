@@ -10,6 +10,7 @@ let shown = []; // those that match
 let unsorted = true; // order has to be made anew
 let loadedAt = 0;
 let live = false;
+let trouble = ""; // why the list is not up to date
 const sort = { by: "", down: false };
 
 const byId = (id) => document.getElementById(id);
@@ -18,9 +19,14 @@ const list = byId("list");
 
 // load reads the whole list, page by page, and shows what there is of it meanwhile.
 let loading = false;
+let stale = false; // what has been read of the list may have changed since
 async function load() {
-  if (loading) return;
+  if (loading) {
+    stale = true;
+    return;
+  }
   loading = true;
+  stale = false;
   try {
     const seen = new Set();
     let after = "";
@@ -39,15 +45,26 @@ async function load() {
       unsorted = true;
     }
     loadedAt = Date.now();
+    trouble = "";
     const { nodes } = await getJSON("api/nodes");
     showNodes(nodes);
     refresh();
   } catch (err) {
     live = false;
-    summarise(String(err.message || err));
+    fail(err);
   } finally {
     loading = false;
+    if (stale) load();
   }
+}
+
+// fail says why what is shown is not what is.
+function fail(err) {
+  trouble = String(err.message || err);
+  summarise();
+  if (loadedAt || devices.size > 0) return;
+  byId("empty").textContent = "The list cannot be read: " + trouble + ". It is tried again.";
+  byId("empty").hidden = false;
 }
 
 function keep(d) {
@@ -127,11 +144,12 @@ function offerTags() {
   select.hidden = all.size === 0;
 }
 
-function summarise(problem) {
+function summarise() {
   const to = byId("summary");
   to.replaceChildren();
-  if (problem) {
-    to.textContent = "Not up to date: " + problem;
+  to.classList.toggle("bad", !!trouble);
+  if (trouble) {
+    to.textContent = "Not up to date" + (loadedAt ? " since " + new Date(loadedAt).toLocaleTimeString() : "") + ": " + trouble;
     return;
   }
   let online = 0;
@@ -173,9 +191,15 @@ function draw(again) {
   for (let i = first; i < last; i++) want.add(shown[i].device);
   const focused = document.activeElement?.closest?.(".row")?.device?.device;
   for (const [id, row] of rows) {
-    if (want.has(id) || id === focused) continue; // the keyboard's place stays
+    if (want.has(id)) continue;
+    const i = id === focused ? shown.findIndex((d) => d.device === id) : -1;
+    if (i >= 0) { // the keyboard's place stays
+      row.style.top = i * height + "px";
+      continue;
+    }
     row.remove();
     rows.delete(id);
+    if (id === focused) viewport.focus({ preventScroll: true });
   }
   for (let i = first; i < last; i++) {
     const d = shown[i];
@@ -265,9 +289,11 @@ function follow() {
     live = true;
     load();
   };
-  source.onerror = () => {
+  source.onerror = () => { // the browser tries again
     live = false;
     summarise();
+    if (loadedAt) getJSON("api/nodes").catch(fail);
+    else load();
   };
   source.addEventListener("device", (e) => {
     const d = JSON.parse(e.data);
@@ -322,6 +348,10 @@ list.addEventListener("click", (e) => {
     again();
   }
 });
+// The browser would give the keyboard's place back, had the row not been drawn anew.
+byId("details").addEventListener("close", () => {
+  rows.get(byId("detail-name").textContent)?.querySelector(".name").focus({ preventScroll: true });
+});
 byId("search").addEventListener("input", again);
 byId("tag").addEventListener("change", again);
 for (const radio of document.querySelectorAll("input[name=state]")) radio.addEventListener("change", again);
@@ -352,5 +382,4 @@ setInterval(() => { if (!document.hidden) (live && devices.size > 2000 ? getJSON
 setInterval(() => { if (!document.hidden && loadedAt && live && Date.now() - loadedAt > 300000) load(); }, 60000);
 setInterval(watchTraffic, every);
 sortBy("device");
-load();
-follow();
+follow(); // which loads

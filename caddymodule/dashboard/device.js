@@ -83,7 +83,7 @@ function fill(d) {
   line("Connects", d.connects_24h + " in 24 h");
   line("Secret", d.secret);
   if (d.lease_until) line("Lease until", moment(d.lease_until));
-  if (d.last_close) line("Last end", d.last_close.reason + ", ", moment(d.last_close.at));
+  if (d.last_close) line("Last end", d.last_close.reason + (d.last_close.code ? " (" + d.last_close.code + ")" : "") + ", ", moment(d.last_close.at));
   const refusal = d.last_refusal;
   if (refusal) line("Last refusal", [refusal.code, refusal.message, "from " + refusal.remote].filter(Boolean).join(" · ") + ", ", moment(refusal.at));
   const code = byId("detail-code");

@@ -5,7 +5,8 @@
 export const at = (path) => new URL(path, location.origin + location.pathname).href;
 
 export async function getJSON(path, options) {
-  const answer = await fetch(at(path), { signal: AbortSignal.timeout(20000), headers: { Accept: "application/json" }, ...options });
+  const answer = await fetch(at(path), { signal: AbortSignal.timeout(20000), headers: { Accept: "application/json" }, ...options })
+    .catch(() => { throw new Error("the edge does not answer"); });
   if (!answer.ok) throw new Error((await answer.text()).trim().slice(0, 300) || answer.statusText);
   return answer.json();
 }

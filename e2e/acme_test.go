@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -193,6 +194,7 @@ func (c *ca) config(storage, devices string) string {
 		auth static {
 			device cam-1 token-of-cam-1
 			device cam-2 token-of-cam-2
+			device cam-3 token-of-cam-3
 		}
 	}
 }
@@ -236,7 +238,23 @@ func TestCertificatesOnDemand(t *testing.T) {
 	if len(leaf.DNSNames) != 1 || leaf.DNSNames[0] != host {
 		t.Errorf("it is for %q, not %s alone", leaf.DNSNames, host)
 	}
+	// Many who come at once for devices without a certificate have one order per name made.
 	orders := c.orders()
+	hosts := []string{c.connect(t, r, "cam-2"), c.connect(t, r, "cam-3")}
+	var visitors sync.WaitGroup
+	for i := range 24 {
+		visitors.Go(func() {
+			harness.Eventually(t, 2*harness.Patience, "a device that many come to has a certificate", func() error {
+				_, err := c.leaf(t, r, hosts[i%len(hosts)])
+				return err
+			})
+		})
+	}
+	visitors.Wait()
+	if n := c.orders() - orders; n != len(hosts) {
+		t.Errorf("%d orders for %d names", n, len(hosts))
+	}
+	orders = c.orders()
 	for _, stranger := range []string{"aaaaaaaaaaaaaaaa.devices.test", host[:16] + "--8080.devices.test", "www.devices.test", "elsewhere.test"} {
 		if _, err := c.leaf(t, r, stranger); err == nil {
 			t.Errorf("%s has a certificate", stranger)

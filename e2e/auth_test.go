@@ -7,7 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -83,6 +85,226 @@ func TestJWT(t *testing.T) {
 	}
 }
 
+// TestPolicies has authenticators let in some devices only, and some ports of theirs.
+func TestPolicies(t *testing.T) {
+	t.Parallel()
+	public, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(t.TempDir(), "issuer.pem")
+	writePEM(t, keyFile, "PUBLIC KEY", der)
+	config := func(ports string) string {
+		return untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
+			"hostname device\nauth enrolled {\nallow_devices field-*\nallow_ports "+ports+"\n}\n"+
+				"auth jwt {\nkey_file "+keyFile+"\naudience edge.example.com\nallow_devices lyon-*\nallow_ports 80 8000-8010\n}", 1))
+	}
+	r := startRig(t, config("80"))
+	secrets := make(map[string]string)
+	for _, device := range []string{"field-1", "field-2", "cam-9"} {
+		var v struct{ Token string }
+		r.ask(t, "POST", "/iottunnel/devices/"+device+"/enroll", "", &v)
+		secrets[device] = v.Token
+	}
+	for _, device := range []string{"lyon-1", "lyon-2", "field-3"} {
+		secrets[device] = token(t, key, map[string]any{"sub": device, "aud": "edge.example.com", "exp": time.Now().Add(time.Hour).Unix()})
+	}
+	origin := harness.StartOrigin(t)
+	field, host := r.agent(t, "field-1", secrets["field-1"], origin.Addr)
+	if host != "field-1.devices.test" {
+		t.Errorf("its hostname is %s", host)
+	}
+	if _, host := r.agent(t, "lyon-1", secrets["lyon-1"], origin.Addr, "--forward", "8010="+origin.Addr); host != "lyon-1.devices.test" {
+		t.Errorf("its hostname is %s", host)
+	}
+	for _, c := range []struct{ name, device, forward, says string }{
+		{"a secret, where secrets do not count", "cam-9", "80", "device or token is wrong"},
+		{"a hostname that is not the issuer's to give", "field-3", "80", "device or token is wrong"},
+		{"another port", "field-2", "22", "does not entitle"},
+		{"another port of a token's", "lyon-2", "8011", "does not entitle"},
+	} {
+		a := r.start(t, c.device, secrets[c.device], "--forward", c.forward+"="+origin.Addr, "--once")
+		if status := a.Wait(t, harness.Patience); status != 3 {
+			t.Errorf("%s: status %d, want 3 for a refusal", c.name, status)
+		}
+		if errs := strings.Join(a.Stderr.Since(0), "\n"); !strings.Contains(errs, c.says) {
+			t.Errorf("%s: the agent says %s", c.name, errs)
+		}
+	}
+	mark := field.Stderr.Mark()
+	r.reload(t, config("8080"))
+	field.WaitStderr(t, mark, harness.Patience, "4003") // its agent need not hurry back
+}
+
+// TestCredentialsAreHidden uses every kind of credential, with all that can be logged
+// logged, and looks for them wherever somebody could who has no business with them.
+func TestCredentialsAreHidden(t *testing.T) {
+	t.Parallel()
+	redis := harness.StartRedis(t, harness.RedisSetup{})
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(t.TempDir(), "issuer.pem")
+	writePEM(t, keyFile, "PUBLIC KEY", der)
+	hooks := startHooked(t)
+	secrets := map[string]string{
+		"static": "static-credential-0123456789", "cluster": "cluster-credential-0123456789",
+		"webhook": "webhook-path-0123456789", "jwt": token(t, key, map[string]any{"sub": "lyon-1", "aud": "edge.test", "exp": time.Now().Add(time.Hour).Unix()}),
+	}
+	config := strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
+		"registry redis "+redis.URL("")+"\nauth static {\ndevice cam-1 {env.STATIC}\n}\nauth enrolled\nauth jwt {\nkey_file "+keyFile+"\naudience edge.test\n}\n"+
+			"node {\nid edge-1\nsecret {env.CLUSTER}\n}\nwebhook "+hooks.URL+"/{env.HOOK} {\nsecret "+hookSecret+"\n}", 1)
+	config = strings.Replace(config, "\tadmin ADMIN\n", "\tadmin ADMIN\n\tdebug\n", 1)
+	r := startRig(t, untraced(config), "STATIC="+secrets["static"], "CLUSTER="+secrets["cluster"], "HOOK="+secrets["webhook"])
+	secrets["webhook's"] = hookSecret
+	origin := harness.StartOrigin(t)
+	var procs []*harness.Proc
+	connect := func(device, secret string) *harness.Agent {
+		t.Helper()
+		a, host := r.agent(t, device, secret, origin.Addr, "--log-level", "debug")
+		procs = append(procs, a.Proc)
+		if got := r.get(t, host, "/echo"); got.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", device, got)
+		}
+		return a
+	}
+	connect("cam-1", secrets["static"])
+	connect("lyon-1", secrets["jwt"])
+	var v struct{ Token, Code string }
+	r.ask(t, "POST", "/iottunnel/devices/door-1/enroll", "", &v)
+	secrets["enrolled"] = v.Token
+	door := connect("door-1", v.Token)
+	r.ask(t, "POST", "/iottunnel/devices/door-1/rotate", "", &v)
+	secrets["rotated"] = v.Token
+	door.Stop(t, harness.Patience)
+	connect("door-1", v.Token)
+	r.ask(t, "POST", "/iottunnel/codes", "{}", &v)
+	secrets["code"] = v.Code
+	file := filepath.Join(t.TempDir(), "token")
+	status, out, errs := harness.RunToEnd(t, time.Minute, harness.Command{
+		Name: "enroll", Env: []string{"IOTTUNNEL_CODE=" + v.Code},
+		Args: []string{harness.Binary(t, "iottunnel-agent"), "enroll", "--server", fmt.Sprintf("ws://127.0.0.1:%d", r.port), "--device", "door-2", "--code", v.Code, "--token-file", file},
+	})
+	if status != 0 {
+		t.Fatalf("enroll: %s%s", out, errs)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["made of a code"] = strings.TrimSpace(string(text))
+	connect("door-2", secrets["made of a code"])
+	wrong := r.start(t, "cam-1", "wrong-credential-0123456789", "--forward", "80="+origin.Addr, "--once", "--log-level", "debug")
+	secrets["wrong"] = "wrong-credential-0123456789"
+	wrong.Wait(t, harness.Patience)
+	procs = append(procs, wrong.Proc)
+	hooks.wait(t, 1, "online", "door-2")
+
+	places := map[string]string{"the edge's log": strings.Join(append(r.Stdout.Since(0), r.Stderr.Since(0)...), "\n"), "the metrics": r.metrics(t)}
+	for _, p := range procs {
+		places["an agent's output"] += strings.Join(append(p.Stdout.Since(0), p.Stderr.Since(0)...), "\n")
+	}
+	for _, path := range []string{"devices", "devices/door-1", "codes", "nodes", "export"} {
+		res, err := http.Get("http://" + r.admin + "/iottunnel/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil || len(b) < 3 {
+			t.Fatalf("%s: %q %v", path, b, err)
+		}
+		places["the admin API"] += string(b)
+	}
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(lines) == 0 {
+		t.Fatal(lines, err)
+	}
+	for _, line := range lines {
+		b, _ := os.ReadFile(line) // the process may be gone
+		places["the list of processes"] += string(b) + "\n"
+	}
+	if b, err := os.ReadFile(filepath.Join(r.dir, "access.log")); err != nil {
+		t.Error(err)
+	} else {
+		places["the access log"] = string(b)
+	}
+	redis.Do(t, "CONFIG", "SET", "rdbcompression", "no")
+	redis.Do(t, "SAVE")
+	dump, err := os.ReadFile(filepath.Join(redis.Dir, "dump.rdb"))
+	if err != nil || !strings.Contains(string(dump), "door-1") {
+		t.Fatalf("Redis' dump has no device: %v", err)
+	}
+	places["Redis"] = string(dump)
+	for what, secret := range secrets {
+		if len(secret) < 16 {
+			t.Errorf("%s: %q is no secret", what, secret)
+		}
+		for where, text := range places {
+			if strings.Contains(text, secret) {
+				t.Errorf("the %s secret is in %s", what, where)
+			}
+		}
+	}
+	for where, text := range places {
+		if !strings.Contains(text, "cam-1") && where != "the metrics" {
+			t.Errorf("%s has no device: %.300s", where, text)
+		}
+	}
+}
+
+// TestMoveToRedis moves a fleet from the registry of one process to Redis: each device
+// keeps its secret and its hostname.
+func TestMoveToRedis(t *testing.T) {
+	t.Parallel()
+	config := func(registry string) string {
+		return untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}", registry+"\nauth enrolled", 1))
+	}
+	old := startRig(t, config(""))
+	origin := harness.StartOrigin(t)
+	secrets, hosts := make(map[string]string), make(map[string]string)
+	for i := range 3 {
+		device := fmt.Sprintf("door-%d", i)
+		var v struct{ Token string }
+		old.ask(t, "POST", "/iottunnel/devices/"+device+"/enroll", "", &v)
+		secrets[device] = v.Token
+		_, hosts[device] = old.agent(t, device, v.Token, origin.Addr)
+	}
+	command := func(r *rig, args ...string) string {
+		t.Helper()
+		status, out, errs := harness.RunToEnd(t, harness.Patience, harness.Command{
+			Name: "caddy iottunnel", Args: append(append([]string{harness.Binary(t, "caddy"), "iottunnel"}, args...), "--address", r.admin),
+		})
+		if status != 0 {
+			t.Fatalf("%q: %s%s", args, out, errs)
+		}
+		return out
+	}
+	file := filepath.Join(t.TempDir(), "devices.jsonl")
+	if err := os.WriteFile(file, []byte(command(old, "export")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	redis := harness.StartRedis(t, harness.RedisSetup{})
+	next := startRig(t, config("registry redis "+redis.URL("")))
+	if out := command(next, "import", file); !strings.HasPrefix(out, "3 devices imported") {
+		t.Errorf("import: %s", out)
+	}
+	for device, secret := range secrets {
+		if _, host := next.agent(t, device, secret, origin.Addr); host != hosts[device] {
+			t.Errorf("%s was %s and is %s", device, hosts[device], host)
+		}
+	}
+}
+
 // TestMTLS has devices prove themselves by certificates.
 func TestMTLS(t *testing.T) {
 	t.Parallel()
@@ -99,6 +321,7 @@ func TestMTLS(t *testing.T) {
 		visitors https PORT
 		auth mtls {
 			ca `+devices.file()+`
+			allow_ports 80
 		}
 	}
 }
@@ -128,12 +351,16 @@ https://*.devices.test:PORT {
 		t.Errorf("hostname %s", host)
 	}
 	for _, c := range []struct {
-		name string
-		of   *clientAuthority
-		cn   string
-	}{{"of another device", devices, "cam-9"}, {"of another authority", strangers, "cam-1"}} {
+		name    string
+		of      *clientAuthority
+		cn      string
+		forward string
+	}{
+		{"of another device", devices, "cam-9", "80"}, {"of another authority", strangers, "cam-1", "80"},
+		{"for another port", devices, "cam-1", "22"},
+	} {
 		cert, key := c.of.issue(t, c.cn)
-		a := r.start(t, "cam-1", "", append(flags(cert, key), "--forward", "80="+origin.Addr, "--once")...)
+		a := r.start(t, "cam-1", "", append(flags(cert, key), "--forward", c.forward+"="+origin.Addr, "--once")...)
 		if status := a.Wait(t, harness.Patience); status != 3 {
 			t.Errorf("%s: status %d: %s", c.name, status, a.Stderr.Since(0))
 		}

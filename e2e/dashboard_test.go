@@ -2,16 +2,20 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/accessibility"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 
 	"github.com/iottunnel/iottunnel/e2e/harness"
 )
@@ -196,6 +200,161 @@ func TestDashboard(t *testing.T) {
 
 	// Nothing came from elsewhere, nothing was refused by the policy.
 	b.until("performance.getEntriesByType('resource').every((e) => new URL(e.name).host === location.host || e.name.startsWith('data:'))")
+}
+
+// hostileAgents are what agents may call themselves.
+var hostileAgents = []string{
+	`<img src=x onerror="window.hacked=1">`, `<script>window.hacked=1</script>`, `javascript:window.hacked=1`,
+	`"><svg onload=window.hacked=1>`, `{{constructor.constructor("window.hacked=1")()}}`,
+}
+
+// TestDashboardHostile has devices that call their agents what could be markup: it is
+// text in the list's search, in the page of the device, and nowhere else.
+func TestDashboardHostile(t *testing.T) {
+	t.Parallel()
+	site, url := dashboardSite(t, "")
+	f := harness.Own(t, harness.Kinds[0], harness.Setup{Sites: site})
+	b := openBrowser(t)
+	b.visit(url)
+	for _, name := range hostileAgents {
+		d := f.NewDevice(t)
+		header := harness.Bearer(d.Token)
+		header.Set("User-Agent", name)
+		ws, _, err := harness.DialSocket(t.Context(), f, harness.ControlPath+"?"+harness.Query(d.ID), header)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ws.Close() })
+		b.until(fmt.Sprintf("[...document.querySelectorAll('#list .name')].some((n) => n.textContent === %q)", d.ID))
+		b.do(fmt.Sprintf("[...document.querySelectorAll('#list .name')].find((n) => n.textContent === %q).click()", d.ID))
+		b.sees("#detail-list", name)
+		b.until("!document.querySelector('#detail-list img, #detail-list svg, #detail-list script') && !window.hacked")
+		if strings.HasPrefix(name, "<img") {
+			b.shot("dashboard-hostile.png")
+		}
+		b.do("document.querySelector('#details').close()")
+		if !strings.ContainsAny(name, "<{\"") {
+			continue // it would do as a tag
+		}
+		// The admin API takes no tag, and no device, that is more than a word.
+		for _, path := range []string{"/iottunnel/devices/" + d.ID + "/tags", "/iottunnel/devices/%3Cimg%3E/tags"} {
+			body, err := json.Marshal(map[string]any{"tags": []string{name}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status, answer := f.(admin).Admin(t, "PUT", path, body); status != 400 {
+				t.Errorf("%s with tag %q: %d %s", path, name, status, answer)
+			}
+		}
+	}
+	b.enter("#search", "onerror")
+	b.until("document.querySelectorAll('#list .row').length === 1 && !window.hacked")
+}
+
+// TestDashboardAccessible reads the page as a screen reader does, and walks through it
+// by keys alone.
+func TestDashboardAccessible(t *testing.T) {
+	t.Parallel()
+	site, url := dashboardSite(t, "")
+	f := harness.Own(t, harness.Kinds[0], harness.Setup{Tunnel: []string{"auth enrolled"}, Sites: site})
+	device := newSite(t, f).agent.Device
+	if status, answer := f.(admin).Admin(t, "PUT", "/iottunnel/devices/"+device.ID+"/tags", []byte(`{"tags":["lyon"]}`)); status != 200 {
+		t.Fatalf("tags: %d %s", status, answer)
+	}
+	b := openBrowser(t)
+	b.visit(url)
+	b.ids(device.ID)
+	heard := b.heard()
+	for _, want := range []string{
+		"heading: Devices", "searchbox: Search", "combobox: Tag", "radio: All", "radio: Online", "radio: Offline", "group: State",
+		"table: Devices", "columnheader: State", "columnheader: Device", "button: Hostname", "button: " + device.ID, "image: online",
+	} {
+		if !slices.Contains(heard, want) {
+			t.Errorf("nobody hears %q", want)
+		}
+	}
+	press := func(key string) {
+		t.Helper()
+		if _, err := chromedp.Run(b.ctx, chromedp.KeyEvent(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.do("document.querySelector('#search').focus(); window.tabbed = []")
+	for range 12 { // search, tag, state, four ways to sort, the device, its links
+		press(kb.Tab)
+		b.do("window.tabbed.push(document.activeElement.textContent || document.activeElement.id || document.activeElement.name)")
+	}
+	b.until(fmt.Sprintf("['tag', 'state', 'Device', 'Hostname', %q].every((want) => window.tabbed.some((t) => t === want || (want === 'tag' && t.includes('All tags'))))", device.ID))
+	b.do("[...document.querySelectorAll('#list .name')][0].focus()")
+	press(kb.Enter)
+	b.sees("#detail-name", device.ID)
+	b.until("document.querySelector('#details').contains(document.activeElement)")
+	b.until("[...document.querySelectorAll('#details button')].some((b) => b.textContent === 'Disconnect…')")
+	heard = b.heard()
+	for _, want := range []string{"dialog: " + device.ID, "button: Close", "button: Disconnect…", "button: Tags…"} {
+		if !slices.Contains(heard, want) {
+			t.Errorf("in the dialog nobody hears %q", want)
+		}
+	}
+	press(kb.Escape)
+	b.until("!document.querySelector('#details').open")
+	b.until(fmt.Sprintf("document.activeElement.textContent === %q", device.ID)) // the keyboard is where it was
+}
+
+// heard is what a screen reader tells of the page, as `role: name`. Nothing that can be
+// used may be without a name.
+func (b *browser) heard() (heard []string) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, chromedp.Func(func(ctx context.Context, tab *chromedp.Target) error {
+		tree, err := cdp.Call(ctx, tab, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+		if err != nil {
+			return err
+		}
+		text := func(v *accessibility.Value) (s string) {
+			if v != nil {
+				_ = json.Unmarshal(v.Value, &s) // other kinds are no text
+			}
+			return s
+		}
+		for _, n := range tree.Nodes {
+			if n.Ignored {
+				continue
+			}
+			role, name := text(n.Role), text(n.Name)
+			heard = append(heard, role+": "+name)
+			switch role {
+			case "button", "link", "searchbox", "combobox", "radio", "checkbox", "textbox", "dialog", "image", "table", "meter":
+				if name == "" {
+					b.t.Errorf("a %s has no name", role)
+				}
+			}
+		}
+		return nil
+	})); err != nil {
+		b.t.Fatal(err)
+	}
+	return heard
+}
+
+// TestDashboardLosesEdge has the edge stop under a page: it says so, and goes on when
+// the edge is back.
+func TestDashboardLosesEdge(t *testing.T) {
+	t.Parallel()
+	port := harness.FreePort(t, 1)
+	config := untraced(plainRig("")) + fmt.Sprintf("http://127.0.0.1:%d {\n\tbind 127.0.0.1\n\tiottunnel_dashboard\n}\n", port)
+	r := startRig(t, config)
+	r.agent(t, "cam-1", "token-of-cam-1", harness.StartOrigin(t).Addr)
+	b := openBrowser(t)
+	b.visit(fmt.Sprintf("http://127.0.0.1:%d/", port))
+	b.ids("cam-1")
+	b.sees("#summary", "live")
+	r.Stop(t, harness.Patience)
+	b.sees("#summary", "Not up to date since")
+	b.ids("cam-1") // what was known stays
+	b.shot("dashboard-error.png")
+	harness.Run(t, harness.Command{Name: "caddy again", Dir: r.dir, Env: r.env, Args: []string{harness.Binary(t, "caddy"), "run", "--config", r.file, "--adapter", "caddyfile"}})
+	b.sees("#summary", "live")
+	b.until("!document.querySelector('#summary').classList.contains('bad')")
 }
 
 // TestDashboardLarge has a large fleet in the page, of which only what is in sight is

@@ -63,5 +63,5 @@ func (k *caller) connect(ctx context.Context, server *url.URL, port uint16) (*st
 	if err != nil {
 		return nil, err
 	}
-	return stream.New(sock, stream.Options{MessageMax: wire.DefaultMessage}), nil
+	return stream.New(sock, stream.Options{MessageMax: wire.DefaultMessage, SkipTexts: true}), nil
 }

@@ -129,7 +129,7 @@ func (c *connection) open(ctx context.Context, w http.ResponseWriter, r *http.Re
 		stream.Abort(conn)
 		return err
 	}
-	c.client = stream.New(sock, stream.Options{MessageMax: wire.DefaultMessage, Owner: &c.hub.wg})
+	c.client = stream.New(sock, stream.Options{MessageMax: wire.DefaultMessage, Owner: &c.hub.wg, SkipTexts: true})
 	return nil
 }
 

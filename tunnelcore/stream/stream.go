@@ -53,6 +53,9 @@ type Options struct {
 	// Farewell is the close frame of a stream that Relay aborts for cause: the peer's
 	// Why reads it. Code 0: as without Farewell, the connection just ends. For New alone.
 	Farewell func(cause error) (code int, reason string)
+	// SkipTexts has text messages mean nothing (protocol §15.4), instead of being
+	// malformed (§6.9). For New alone.
+	SkipTexts bool
 
 	// The rest is for Mux.Open.
 
@@ -195,6 +198,9 @@ func (c *Stream) payloadLocked() error {
 			op, err := c.s.Next()
 			if err != nil {
 				return c.readFailed(err)
+			}
+			if op == socket.Text && c.opts.SkipTexts {
+				continue
 			}
 			if op != socket.Binary {
 				return c.malformed(c.s, "text on a transfer socket")

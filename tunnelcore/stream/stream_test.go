@@ -390,6 +390,31 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
+// Of a technician's connection texts are no part, whole or in pieces of any size.
+func TestSkipTexts(t *testing.T) {
+	c, s := ends.Conns(t, "tcp")
+	a, peer := sockettest.Pair(t, c, s)
+	stream := New(a, Options{SkipTexts: true})
+	defer stream.Abort()
+	defer peer.Close()
+	for _, m := range []struct {
+		op   socket.Opcode
+		text string
+	}{
+		{socket.Text, `{"type":"later"}`}, {socket.Binary, "hel"}, {socket.Text, ""}, {socket.Text, strings.Repeat("x", 60000)}, {socket.Binary, "lo"},
+		{socket.Text, "behind the last byte"}, {socket.Binary, ""},
+	} {
+		if err := peer.WriteMessage(m.op, []byte(m.text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ends.Within(t, "read", func() {
+		if r := readAll(stream); r.data != "hello" || r.err != nil {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
 // The peer may close as soon as it has our end, before our call returns: that is
 // no abort.
 func TestCloseRightAfterTheEnd(t *testing.T) {

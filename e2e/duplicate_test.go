@@ -46,6 +46,7 @@ func TestLiveDeviceStays(t *testing.T) {
 			})
 		}
 		for i := range newcomers {
+			paced(ctx, i)
 			status, out, errs := other.AgentToEnd(t, f.face, 60*time.Second, harness.AgentSetup{
 				Device: s.agent.Device, Forwards: []string{"80=127.0.0.1:1"}, Flags: []string{"--once"},
 			})
@@ -63,6 +64,14 @@ func TestLiveDeviceStays(t *testing.T) {
 		}
 		t.Logf("%d refused; %d pages meanwhile", newcomers, pages.Load())
 	})
+}
+
+// paced has the newcomers of a device come no more often than a node lets in: 30 at
+// once, and one every two seconds from then on.
+func paced(ctx context.Context, i int) {
+	if i >= 20 {
+		rest(ctx, 2100*time.Millisecond)
+	}
 }
 
 // TestRebootedDevice lets a device die without a word, its connections open at the

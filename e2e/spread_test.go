@@ -205,6 +205,7 @@ func TestLiveDeviceStaysElsewhere(t *testing.T) {
 			})
 		}
 		for i := range newcomers {
+			paced(ctx, i)
 			n := c.Nodes[1+i%2]
 			status, out, errs := harness.AgentToEnd(t, n, 60*time.Second, harness.AgentSetup{
 				Device: h.setup.Device, Forwards: []string{"80=127.0.0.1:1"}, Flags: []string{"--once"},

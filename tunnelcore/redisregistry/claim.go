@@ -20,7 +20,7 @@ func (r *Registry) Claim(ctx context.Context, c registry.Claim) (registry.Lease,
 	if err := checkClaim(c); err != nil {
 		return registry.Lease{}, err
 	}
-	return call(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c) })
+	return crowd(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c) })
 }
 
 // claim has the device's key decide who holds the device. The rest follows from

@@ -242,7 +242,7 @@ func (r *Registry) Notify(ctx context.Context, device string) error {
 	if err := checkName("device", device); err != nil {
 		return err
 	}
-	_, err := call(ctx, r, "notify", func(ctx context.Context) (struct{}, error) {
+	_, err := crowd(ctx, r, "notify", func(ctx context.Context) (struct{}, error) {
 		p := r.run(ctx, notifyScript, []string{r.keys.revoked()}, device, registry.NoticeTime.Milliseconds())
 		return struct{}{}, p.err
 	})

@@ -115,7 +115,7 @@ func (r *Registry) Note(ctx context.Context, events []registry.Event) error {
 		return err
 	}
 	ops := newToken()
-	_, err = call(ctx, r, "note", func(ctx context.Context) (struct{}, error) {
+	_, err = crowd(ctx, r, "note", func(ctx context.Context) (struct{}, error) {
 		b := r.batch(ctx)
 		calls := make([]*scriptCall, len(events))
 		for i, e := range events {

@@ -165,7 +165,7 @@ func (r *Registry) Release(ctx context.Context, h registry.Holder, lease time.Du
 	if !matchable(h.Device) || h.Tunnel == "" {
 		return registry.ErrLost
 	}
-	_, err := call(ctx, r, "release", func(ctx context.Context) (struct{}, error) {
+	_, err := crowd(ctx, r, "release", func(ctx context.Context) (struct{}, error) {
 		return struct{}{}, r.release(ctx, h, lease, why)
 	})
 	return err

@@ -1,6 +1,7 @@
 package redisregistry
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"runtime"
 	"strings"
 	"time"
 
@@ -235,6 +237,7 @@ func newRegistry(c redis.UniversalClient, o Options) *Registry {
 		portRest: orDefault(o.portRest, registry.PortRest),
 		perCall:  keysPerCall,
 		now:      o.now,
+		turns:    make(chan struct{}, turnsOf(cmp.Or(o.PoolSize, 10*runtime.GOMAXPROCS(0)))),
 		watch:    newWatch(orDefault(o.settle, settleTime)),
 	}
 	r.life, r.end = context.WithCancel(context.Background())

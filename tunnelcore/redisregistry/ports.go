@@ -29,7 +29,7 @@ func (r *Registry) LeasePorts(ctx context.Context, h registry.Holder, want []uin
 	if !matchable(h.Device) {
 		return nil, registry.ErrLost
 	}
-	return call(ctx, r, "lease ports", func(ctx context.Context) (map[uint16]uint16, error) {
+	return crowd(ctx, r, "lease ports", func(ctx context.Context) (map[uint16]uint16, error) {
 		for range tries {
 			ports, done, err := r.leasePorts(ctx, h, want, first, last)
 			if done || err != nil {

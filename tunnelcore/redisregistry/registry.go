@@ -51,10 +51,11 @@ var (
 // It also is a Restorer: when Redis has lost data, the owner of live tunnels has
 // it write them again.
 type Registry struct {
-	c    redis.UniversalClient
-	keys keys
-	log  *slog.Logger
-	now  func() time.Time
+	c     redis.UniversalClient
+	turns chan struct{} // one element per call of a crowd that is under way
+	keys  keys
+	log   *slog.Logger
+	now   func() time.Time
 
 	nodeTTL  time.Duration
 	portRest time.Duration
@@ -99,6 +100,24 @@ func (r *Registry) Close() error {
 	r.hints.Close()
 	return r.failed
 }
+
+// crowd is call for what comes in crowds when a node is lost: so many at a time that look-ups
+// of visitors and heartbeats find a connection to Redis at once.
+func crowd[T any](ctx context.Context, r *Registry, what string, f func(context.Context) (T, error)) (T, error) {
+	return call(ctx, r, what, func(ctx context.Context) (T, error) {
+		select {
+		case r.turns <- struct{}{}:
+		case <-ctx.Done():
+			var none T
+			return none, ctx.Err()
+		}
+		defer func() { <-r.turns }()
+		return f(ctx)
+	})
+}
+
+// turnsOf is how many of a crowd have their turn at a time, with a pool of that size.
+func turnsOf(pool int) int { return max(1, pool/2) }
 
 // call runs f, and returns when it has ended or ctx has. In the latter case f
 // runs on until its next step finds that out, at most for Options.Timeout; Close

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -220,14 +221,12 @@ func TestTransferRequest(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	dead, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead.Close()
+	dead, other := ends.Loopback(t) // at its address nobody listens, nor can
+	defer dead.Close()
+	defer other.Close()
 	e := startEdge(t)
 	var log bytes.Buffer
-	c := config(e, Forward{Port: 80, Target: dead.Addr().String()}, Forward{Port: 81, Dial: nowhere})
+	c := config(e, Forward{Port: 80, Target: dead.LocalAddr().String()}, Forward{Port: 81, Dial: nowhere})
 	c.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	stop := start(t, mustNew(t, c))
 	tunnel := receive(t, e.tunnels)

@@ -337,7 +337,7 @@ func parseServer(s string, allowPlaintext bool) (*url.URL, error) {
 	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "", u.Opaque != "":
 		return nil, fmt.Errorf("%q has more than scheme, host and port", shown)
 	case u.Scheme == "ws" && !allowPlaintext && !isLoopback(u.Hostname()):
-		return nil, fmt.Errorf("%q would send the token unencrypted; use wss, or allow-plaintext to have it so", shown)
+		return nil, fmt.Errorf("%q would send the token unencrypted; use wss://, or allow it on a network that you trust (--allow-plaintext)", shown)
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }

@@ -128,6 +128,7 @@ func (o *options) serveLocal(ctx context.Context, config agent.Config, port uint
 	}
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	defer l.Close()
 	if addr, ok := l.Addr().(*net.TCPAddr); ok && !addr.IP.IsLoopback() {
 		config.Logger.Warn("everybody who reaches this address reaches the device; 127.0.0.1 would keep it to this machine", "setting", "--listen", "address", addr.String())
 	}

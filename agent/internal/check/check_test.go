@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/ends"
 	"github.com/iottunnel/iottunnel/internal/golden"
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
@@ -220,15 +221,13 @@ func raw(t *testing.T, text string) string {
 	return l.Addr().String()
 }
 
-// shut is an address at which nobody listens.
+// shut is an address at which nobody listens, nor can while the test runs: it is one
+// end of a connection.
 func shut(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	return l.Addr().String()
+	end, other := ends.Loopback(t)
+	t.Cleanup(func() { end.Close(); other.Close() })
+	return end.LocalAddr().String()
 }
 
 // knowing is a resolver that knows one name, which is 127.0.0.1.

@@ -87,7 +87,7 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"run", "away"}, exitUsage, "", `run: unexpected argument "away"`},
 		{run("--server", "wss://127.0.0.1:1"), exitUnreachable, "", "tcp: dial tcp 127.0.0.1:1:"},
 		{run("--server", refusing.URL), exitRefused, "", "answered 401 unauthorized: device or token is wrong"},
-		{run("--server", "ws://192.0.2.1"), exitUsage, "", `iottunnel-agent: --server: "ws://192.0.2.1" would send the token unencrypted; use wss, or allow-plaintext`},
+		{run("--server", "ws://192.0.2.1"), exitUsage, "", `iottunnel-agent: --server: "ws://192.0.2.1" would send the token unencrypted; use wss://, or allow it on a network that you trust (--allow-plaintext)`},
 		{run("--server", "wss://a", "--device", strings.Repeat("a", 57)), exitUsage, "", "iottunnel-agent: --device: longer than 56 characters"},
 		{run("--server", "wss://a", "--max-backoff", "2h"), exitUsage, "", "iottunnel-agent: --max-backoff: 2h0m0s is not from 1s to 1h"},
 		{run("--server", "wss://a", "--redirect-to", "com"), exitUsage, "", `iottunnel-agent: --redirect-to: "com" is not a domain`},

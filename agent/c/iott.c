@@ -1,8 +1,28 @@
 /* The client itself; iott.h says what it is. Numbers such as 5.6 are rules of
- * docs/protocol.md. */
+ * docs/protocol.md. The parts, each of which stands on those before it:
+ *
+ *   Constants            times, sizes, and the states of sockets, streams and the client
+ *   Small things         time, random numbers, bytes and words
+ *   SHA-1 and base64     what proves that the other end speaks WebSocket
+ *   What is sent         frames and requests into tx, and tx into the network
+ *   Streams              their beginning, their ends, and what is held for the program
+ *   Frames               9 and 12: what the control socket carries besides messages
+ *   Messages             4: JSON, character by character, and what the edge says in it
+ *   What is received     the network into rx, answers and WebSocket frames out of it
+ *   A transfer socket    6: one for each stream in the profile basic
+ *   Coming back          5.5 to 5.7: when, and to which edge
+ *   The control socket   5: one poll of it
+ *   What the program calls
+ *
+ * Bytes of visitors go recv, rx, frames, message_piece, and then on_data, or take_frame,
+ * hold and offer, which calls on_data. Those of services go iott_write, frame, tx, flush, send.
+ * A callback may call iott_write, iott_finish, iott_abort and iott_refuse, so that after each
+ * of them a stream may be over, and its socket closed. */
 #include "iott.h"
 
 #include <string.h>
+
+/* ---- Constants ---- */
 
 /* Times in milliseconds. */
 enum {
@@ -12,9 +32,9 @@ enum {
 	GRACE_TIME = 10000,  /* of the watchdog (5.2), and of closing (6.6) */
 	FIRST_RETRY = 500,   /* 5.6 */
 	HELD_TIME = 30000,   /* a tunnel that lasted sets the backoff back (5.6) */
-	SLOW_MIN = 300000,
+	SLOW_MIN = 300000,   /* slowly: 5 to 15 minutes (5.6) */
 	SLOW_SPAN = 600000,
-	RETRY_MOST = 600000,
+	RETRY_MOST = 600000, /* of Retry-After (5.6) */
 	LATE_TIME = 2000, /* how long an open waits for a stream that is about to end */
 	GOODBYE_TIME = 2000, /* for the answer to our close frame (5.3) */
 	HALF_TIME = 300000, /* without a byte in a stream half of which has ended (6.8) */
@@ -22,12 +42,14 @@ enum {
 	SOON = 20         /* where something waits for the program */
 };
 
+/* Sizes in bytes, and numbers. */
 enum {
 	FRAME_MAX = 4101,  /* 9.1 */
 	TEXT_MAX = 4096,   /* 4.3 */
 	TX_RESERVE = 192,  /* room in tx that data leaves to pongs, refusals and ends */
-	RX_CONTROL = 256, RX_STREAM = 512,
-	TX_MIN = 512,
+	RX_CONTROL = 256,  /* what comes is taken apart as it comes: more only saves calls of recv */
+	RX_STREAM = 512,
+	TX_MIN = 512,      /* of data on the control socket */
 	KEY_LEN = 16,      /* of a handshake */
 	TRANSFER_MOST = 512, SECRET_MOST = 128, /* 8.1 */
 	REASON_MOST = 100, /* of refused */
@@ -44,8 +66,8 @@ enum { OP_CONT = 0, OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, OP_PO
 /* Close codes (5.5). */
 enum { NORMAL = 1000, BROKEN = 1002, NO_CODE = 1005 /* of a frame without one */, TOO_BIG = 1009, REPLACED = 4001, PROTOCOL = 4100 };
 
-/* States of a socket. */
-enum { S_NONE, S_DIAL, S_ASK, S_OPEN };
+/* States of a socket, in this order. */
+enum { S_NONE, S_DIAL, S_ASK /* the handshake is on its way, or its answer */, S_OPEN };
 
 /* What a draining client does: nothing yet, wait for drain_at, come back. */
 enum { STAY, DRAIN, LEAVE };
@@ -77,11 +99,14 @@ static const char field_names[] =
 	"type\0tunnel\0caps\0heartbeat_s\0label\0hostname\0lease_s\0streams\0message_max\0early\0"
 	"early_total\0transfer\0secret\0port\0kind\0url\0addr\0stream\0id\0from\0within_s\0";
 
-static const char hex_digits[] = "0123456789abcdef";
-
 /* Kinds of values. */
 enum { K_NONE, K_STRING, K_NUMBER, K_OTHER, K_BAD };
 
+/* ---- Small things ---- */
+
+static const char hex_digits[] = "0123456789abcdef";
+
+/* since is how long ago a moment was, or minus how far away; the clock may wrap around. */
 static int32_t since(uint32_t now, uint32_t then) { return (int32_t)(now - then); }
 
 static uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
@@ -102,6 +127,33 @@ static unsigned find(const char *list, const char *word) {
 }
 
 static int is_digit(char ch) { return ch >= '0' && ch <= '9'; }
+
+static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
+
+/* same compares without regard to case; up to n characters of a with all of b. */
+static int same(const char *a, size_t n, const char *b) {
+	while (n > 0 && *b && lower(*a) == lower(*b))
+		a++, b++, n--;
+	return n == 0 && *b == 0;
+}
+
+/* has_token says whether a list with commas has a token, in whatever case. */
+static int has_token(const char *list, const char *token) {
+	while (*list) {
+		const char *end;
+		size_t n;
+		while (*list == ' ' || *list == '\t' || *list == ',')
+			list++;
+		for (end = list; *end && *end != ','; end++)
+			;
+		for (n = (size_t)(end - list); n > 0 && (list[n - 1] == ' ' || list[n - 1] == '\t'); n--)
+			;
+		if (n > 0 && same(list, n, token))
+			return 1;
+		list = end;
+	}
+	return 0;
+}
 
 static uint32_t get32(const uint8_t *p) {
 	return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
@@ -203,6 +255,7 @@ static int frame(struct iott *c, struct iott_socket *k, int op, const void *a, s
 	return 1;
 }
 
+/* hang_up closes a socket, with what is on its way. */
 static void hang_up(struct iott *c, struct iott_socket *k, int reset) {
 	if (k->sock >= 0)
 		c->cfg->net->close(c->cfg->net->ctx, k->sock, reset);
@@ -219,6 +272,7 @@ static void say_goodbye(struct iott_socket *k, int code) {
 	}
 }
 
+/* dial begins to connect a socket with the edge. */
 static void dial(struct iott *c, struct iott_socket *k) {
 	uint8_t *rx = k->rx, *tx = k->tx;
 	uint32_t rx_cap = k->rx_cap, tx_cap = k->tx_cap;
@@ -232,6 +286,16 @@ static void dial(struct iott *c, struct iott_socket *k) {
 	c->cfg->net->random(c->cfg->net->ctx, k->pong, KEY_LEN); /* until a ping can come, its room is the key's */
 }
 
+/* owner is the stream of a transfer socket. */
+static struct iott_stream *owner(struct iott *c, const struct iott_socket *k) {
+	unsigned i;
+	for (i = 0; i < c->cfg->streams; i++)
+		if (c->streams[i].socket == k)
+			return &c->streams[i];
+	return NULL;
+}
+
+/* decimal writes a number and a zero byte, and returns where that is. */
 static char *decimal(char *out, uint32_t n) {
 	char digits[11];
 	unsigned i = 0;
@@ -244,61 +308,67 @@ static char *decimal(char *out, uint32_t n) {
 	return out;
 }
 
-/* part is the i-th piece of a request; NULL after the last. scratch has 40 bytes. */
-static const char *part(struct iott *c, const struct iott_socket *k, unsigned i, char *scratch) {
+/* control_url is the *i-th piece of the first line of the control socket's request (3.1).
+ * Behind the last it is NULL, and *i counts from there. scratch has 40 bytes. */
+static const char *control_url(struct iott *c, unsigned *i, char *scratch) {
 	static const char *const kinds[] = {"", "/http", "/https", "/tcp"};
 	const struct iott_config *cfg = c->cfg;
-	const struct iott_stream *s = NULL;
-	unsigned n = cfg->nports;
-	if (k != &c->control)
-		for (i += 7, s = c->streams; s->socket != k; s++)
-			;
-	if (i < 7) {
-		switch (i) {
-		case 0: return "GET /.iottunnel/v1/control?device=";
-		case 1: return cfg->device;
-		case 2: return "&instance=";
-		case 3: return c->instance;
-		case 4:
-			if (cfg->heartbeat_s == 0)
-				return "";
-			memcpy(scratch, "&heartbeat=", 11);
-			decimal(scratch + 11, cfg->heartbeat_s);
-			return scratch;
-		case 5:
-			memcpy(scratch, "&streams=", 9);
-			decimal(scratch + 9, cfg->streams);
-			return scratch;
-		default: return "&ports=";
-		}
+	switch (*i) {
+	case 0: return "GET /.iottunnel/v1/control?device=";
+	case 1: return cfg->device;
+	case 2: return "&instance=";
+	case 3: return c->instance;
+	case 4:
+		if (cfg->heartbeat_s == 0)
+			return "";
+		memcpy(scratch, "&heartbeat=", 11);
+		decimal(scratch + 11, cfg->heartbeat_s);
+		return scratch;
+	case 5:
+		memcpy(scratch, "&streams=", 9);
+		decimal(scratch + 9, cfg->streams);
+		return scratch;
+	case 6: return "&ports=";
 	}
-	if (s != NULL) {
-		switch (i) {
-		case 7: return "GET ";
-		case 8: return c->transfer;
-		case 9: return "&id=";
-		case 10: return s->id;
-		}
-		i -= 11;
-	} else {
-		i -= 7;
-		if (i < n) {
-			char *p = scratch;
-			if (i > 0)
-				*p++ = ',';
-			strcpy(decimal(p, cfg->ports[i].number), kinds[cfg->ports[i].kind]);
-			return scratch;
-		}
-		i -= n;
-		if (cfg->profile == IOTT_INLINE) {
-			switch (i) {
-			case 0: return "&caps=early,inline&message_max=512&early=";
-			case 1: decimal(scratch, c->window); return scratch;
-			case 2: scratch[0] = ','; decimal(scratch + 1, c->window * cfg->streams); return scratch;
-			}
-			i -= 3;
-		}
+	*i -= 7;
+	if (*i < cfg->nports) {
+		char *p = scratch;
+		if (*i > 0)
+			*p++ = ',';
+		strcpy(decimal(p, cfg->ports[*i].number), kinds[cfg->ports[*i].kind]);
+		return scratch;
 	}
+	*i -= cfg->nports;
+	if (cfg->profile == IOTT_INLINE) {
+		switch (*i) {
+		case 0: return "&caps=early,inline&message_max=512&early=";
+		case 1: decimal(scratch, c->window); return scratch;
+		case 2: scratch[0] = ','; decimal(scratch + 1, c->window * cfg->streams); return scratch;
+		}
+		*i -= 3;
+	}
+	return NULL;
+}
+
+/* transfer_url is the same for a stream's transfer socket (6.3). */
+static const char *transfer_url(const struct iott *c, const struct iott_stream *s, unsigned *i) {
+	switch (*i) {
+	case 0: return "GET ";
+	case 1: return c->transfer;
+	case 2: return "&id=";
+	case 3: return s->id;
+	}
+	*i -= 4;
+	return NULL;
+}
+
+/* part is the i-th piece of a request; NULL after the last. scratch has 40 bytes. */
+static const char *part(struct iott *c, const struct iott_socket *k, unsigned i, char *scratch) {
+	const struct iott_stream *s = k == &c->control ? NULL : owner(c, k);
+	const char *credential = s != NULL ? c->secret : c->cfg->token;
+	const char *p = s != NULL ? transfer_url(c, s, &i) : control_url(c, &i, scratch);
+	if (p != NULL)
+		return p;
 	switch (i) {
 	case 0: return " HTTP/1.1\r\nHost: ";
 	case 1: return c->host;
@@ -311,8 +381,8 @@ static const char *part(struct iott *c, const struct iott_socket *k, unsigned i,
 	case 3: return "\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: ";
 	case 4: base64(scratch, k->pong, KEY_LEN); return scratch;
 	case 5: return "\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: iottunnel.v1";
-	case 6: return s != NULL || cfg->token != NULL ? "\r\nAuthorization: Bearer " : "";
-	case 7: return s != NULL ? c->secret : cfg->token != NULL ? cfg->token : "";
+	case 6: return credential != NULL ? "\r\nAuthorization: Bearer " : "";
+	case 7: return credential != NULL ? credential : "";
 	case 8: return "\r\n\r\n";
 	}
 	return NULL;
@@ -349,6 +419,59 @@ static int flush(struct iott *c, struct iott_socket *k) {
 		memmove(k->tx, k->tx + n, k->tx_len);
 	}
 	return 0;
+}
+
+/* push sends what a socket has to say, and data after it. */
+static int push(struct iott *c, struct iott_socket *k) {
+	if (flush(c, k) < 0)
+		return IOTT_FAILED;
+	if (k->state == S_DIAL) {
+		int ready = k->sock < 0 ? IOTT_FAILED : c->cfg->net->ready(c->cfg->net->ctx, k->sock);
+		if (ready < 0)
+			return IOTT_FAILED;
+		if (!ready)
+			return 0;
+		k->state = S_ASK;
+		k->since = c->now;
+	}
+	if (k->state == S_ASK) {
+		while (!ask(c, k)) {
+			uint32_t before = k->tx_len;
+			if (flush(c, k) < 0)
+				return IOTT_FAILED;
+			if (k->tx_len == before)
+				return 0;
+		}
+		return flush(c, k);
+	}
+	if (k->pending & P_PONG && !k->sent_close && frame(c, k, OP_PONG, k->pong, k->pong_len, NULL, 0))
+		k->pending &= (uint8_t)~P_PONG;
+	return flush(c, k);
+}
+
+/* close_frame sends the close frame that is due; 1 when it is on its way. */
+static int close_frame(struct iott *c, struct iott_socket *k) {
+	uint8_t code[2];
+	if (k->pending & P_CLOSE) {
+		code[0] = (uint8_t)(k->send_code >> 8), code[1] = (uint8_t)k->send_code;
+		if (!frame(c, k, OP_CLOSE, code, 2, NULL, 0))
+			return 0;
+		k->pending = 0;
+		k->sent_close = 1;
+	}
+	return k->sent_close;
+}
+
+/* part_with ends a socket with a close frame, as far as there is room for it. */
+static void part_with(struct iott *c, struct iott_socket *k, int code) {
+	say_goodbye(k, code);
+	close_frame(c, k);
+	flush(c, k);
+}
+
+/* overdue says that a handshake has taken too long. */
+static int overdue(const struct iott *c, const struct iott_socket *k) {
+	return k->state < S_OPEN && since(c->now, k->since) > (k->state == S_DIAL ? DIAL_TIME : ANSWER_TIME);
 }
 
 /* ---- Streams ---- */
@@ -453,7 +576,7 @@ static void offer(struct iott *c, struct iott_stream *s) {
 		if (n < run)
 			return;
 	}
-	if (s->state == T_LIVE && s->in == D_ENDING && s->hold_len == 0) {
+	if (s->state == T_LIVE && s->in == D_ENDING) {
 		s->in = D_ENDED;
 		c->cfg->on_end(c->cfg->user, index_of(c, s));
 		settle(c, s);
@@ -484,10 +607,41 @@ static void begin(struct iott *c, struct iott_stream *s, uint32_t number, uint16
 	}
 }
 
+/* ---- Frames (9, 12) ---- */
+
 /* violated counts what 10.9 and 12.3 forbid; the stream goes. */
 static int violated(struct iott *c, struct iott_stream *s) {
 	break_off(c, s);
 	return ++c->breaches >= BREACHES ? PROTOCOL : 0;
+}
+
+/* take_data holds bytes of a data frame for the program. */
+static int take_data(struct iott *c, struct iott_stream *s, const uint8_t *p, size_t n) {
+	if (s->in != D_OPEN || n > s->window - s->hold_len - s->freed)
+		return violated(c, s);
+	if (s->state != T_LIVE)
+		return 0;
+	while (n > 0) {
+		uint32_t at = (s->hold_at + s->hold_len) % c->window, run = least((uint32_t)n, c->window - at);
+		memcpy(s->hold + at, p, run);
+		s->hold_len += run;
+		p += run, n -= run;
+	}
+	s->since = c->now;
+	return 0;
+}
+
+/* take_credit takes credit (12.2) for a stream; NULL: one that is over. */
+static int take_credit(struct iott *c, struct iott_stream *s, uint32_t credit) {
+	if (credit == 0 || credit > 1048576)
+		return PROTOCOL;
+	if (s == NULL || s->out != D_OPEN)
+		return 0;
+	if (credit > s->due)
+		return violated(c, s);
+	s->due -= credit;
+	s->credit += credit;
+	return 0;
 }
 
 /* take_frame takes a piece of a frame on the control socket (9). It returns 0, or the code
@@ -508,36 +662,13 @@ static int take_frame(struct iott *c, const uint8_t *p, size_t n, int last) {
 	case DATA:
 		if (last && c->frame_size == 5)
 			return PROTOCOL;
-		if (s == NULL || n == 0)
-			return 0;
-		if (s->in != D_OPEN || n > s->window - s->hold_len - s->freed)
-			return violated(c, s);
-		if (s->state != T_LIVE)
-			return 0;
-		while (n > 0) {
-			uint32_t at = (s->hold_at + s->hold_len) % c->window, run = least((uint32_t)n, c->window - at);
-			memcpy(s->hold + at, p, run);
-			s->hold_len += run;
-			p += run, n -= run;
-		}
-		s->since = c->now;
-		return 0;
+		return s == NULL || n == 0 ? 0 : take_data(c, s, p, n);
 	case CREDIT:
 		while (n > 0 && c->frame_len < 9)
 			c->frame[c->frame_len++] = *p++, n--;
-		if (n > 0)
+		if (n > 0 || (last && c->frame_len != 9))
 			return PROTOCOL;
-		if (!last)
-			return 0;
-		if (c->frame_len != 9 || get32(c->frame + 5) == 0 || get32(c->frame + 5) > 1048576)
-			return PROTOCOL;
-		if (s == NULL || s->out != D_OPEN)
-			return 0;
-		if (get32(c->frame + 5) > s->due)
-			return violated(c, s);
-		s->due -= get32(c->frame + 5);
-		s->credit += get32(c->frame + 5);
-		return 0;
+		return last ? take_credit(c, s, get32(c->frame + 5)) : 0;
 	case FIN:
 	case RESET:
 	case MOVE:
@@ -566,6 +697,7 @@ enum { J_START, J_KEY_OR_END, J_KEY, J_IN_KEY, J_COLON, J_VALUE, J_IN_STRING, J_
 
 static void text_begin(struct iott_text *t) { memset(t, 0, offsetof(struct iott_text, pool)); }
 
+/* text_key follows the end of a field's name. */
 static void text_key(struct iott_text *t) {
 	t->field = FIELDS;
 	if (t->key_len < sizeof t->key) {
@@ -590,6 +722,7 @@ static void text_char(struct iott_text *t, unsigned code) {
 	}
 }
 
+/* text_string takes one character of a name or a string, its last quote included. */
 static void text_string(struct iott_text *t, uint8_t ch) {
 	if (t->escape == 0) {
 		if (ch == '\\')
@@ -632,6 +765,21 @@ static void text_string(struct iott_text *t, uint8_t ch) {
 	}
 }
 
+/* text_digit takes one more digit of a number. */
+static void text_digit(struct iott_text *t, unsigned digit) {
+	if (t->kind == 1 && t->number == 0 && t->escape == 0) {
+		t->state = J_BAD; /* a leading zero */
+		return;
+	}
+	if (t->number > (UINT32_MAX - digit) / 10)
+		t->large = 1;
+	else
+		t->number = t->number * 10 + digit;
+	if ((t->kind & 0x7f) < 0x7f)
+		t->kind++;
+}
+
+/* text_number follows the last character of a number. */
 static void text_number(struct iott_text *t) {
 	if (t->kinds[t->field] != K_BAD) {
 		t->kinds[t->field] = t->large && t->field != F_LEASE ? K_BAD : K_NUMBER;
@@ -640,6 +788,7 @@ static void text_number(struct iott_text *t) {
 	t->state = J_NEXT;
 }
 
+/* text_value takes the first character of a value. */
 static void text_value(struct iott_text *t, uint8_t ch) {
 	t->key_len = 0;
 	if (ch == '"') {
@@ -665,6 +814,7 @@ static void text_value(struct iott_text *t, uint8_t ch) {
 
 static int is_space(uint8_t ch) { return ch == ' ' || ch == '\t' || ch == '\n' || ch == '\r'; }
 
+/* text_byte takes one character of a message. */
 static void text_byte(struct iott_text *t, uint8_t ch) {
 	switch (t->state) {
 	case J_IN_KEY:
@@ -672,17 +822,8 @@ static void text_byte(struct iott_text *t, uint8_t ch) {
 		text_string(t, ch);
 		return;
 	case J_IN_NUMBER:
-		if (ch >= '0' && ch <= '9') {
-			if (t->kind == 1 && t->number == 0 && t->escape == 0) {
-				t->state = J_BAD; /* a leading zero */
-				return;
-			}
-			if (t->number > (UINT32_MAX - (ch - '0' + 0u)) / 10)
-				t->large = 1;
-			else
-				t->number = t->number * 10 + (ch - '0');
-			if ((t->kind & 0x7f) < 0x7f)
-				t->kind++;
+		if (is_digit((char)ch)) {
+			text_digit(t, ch - '0' + 0u);
 			return;
 		}
 		if (ch == '.' || ch == 'e' || ch == 'E' || ch == '+' || ch == '-') {
@@ -757,33 +898,6 @@ static const char *id(struct iott_text *t, int field) {
 	if (strspn(s, hex_digits) != 32)
 		t->state = J_BAD;
 	return s;
-}
-
-static char lower(char ch) { return ch >= 'A' && ch <= 'Z' ? (char)(ch + 32) : ch; }
-
-/* same compares without regard to case; up to n characters of a with all of b. */
-static int same(const char *a, size_t n, const char *b) {
-	while (n > 0 && *b && lower(*a) == lower(*b))
-		a++, b++, n--;
-	return n == 0 && *b == 0;
-}
-
-/* has_token says whether a list with commas has a token, in whatever case. */
-static int has_token(const char *list, const char *token) {
-	while (*list) {
-		const char *end;
-		size_t n;
-		while (*list == ' ' || *list == '\t' || *list == ',')
-			list++;
-		for (end = list; *end && *end != ','; end++)
-			;
-		for (n = (size_t)(end - list); n > 0 && (list[n - 1] == ' ' || list[n - 1] == '\t'); n--)
-			;
-		if (n > 0 && same(list, n, token))
-			return 1;
-		list = end;
-	}
-	return 0;
 }
 
 static int take_ready(struct iott *c) {
@@ -881,14 +995,6 @@ static int take_message(struct iott *c) {
 
 /* ---- What is received ---- */
 
-static struct iott_stream *owner(struct iott *c, const struct iott_socket *k) {
-	unsigned i;
-	for (i = 0; i < c->cfg->streams; i++)
-		if (c->streams[i].socket == k)
-			return &c->streams[i];
-	return NULL;
-}
-
 /* message_piece takes n bytes of a message's payload, of which `last` says that they are the
  * end. It returns how many were taken, or minus the code to close with. */
 static long message_piece(struct iott *c, struct iott_socket *k, const uint8_t *p, size_t n, int last) {
@@ -951,14 +1057,44 @@ static int control_frame(struct iott_socket *k) {
 	return 0;
 }
 
+/* frame_head judges the header of a frame, which is there in whole and of so many bytes without
+ * a mask, and makes its payload the next. It returns 0, or the code to close with. */
+static int frame_head(struct iott *c, struct iott_socket *k, size_t len) {
+	uint8_t op = k->head[0] & 15;
+	k->left = len == 2 ? k->head[1] & 127u : len == 4 ? get32(k->head) & 0xffff : get32(k->head + 6);
+	if (k->head[0] & 0x70 || k->head[1] & 0x80 || (op > OP_BINARY && op < OP_CLOSE) || op > OP_PONG)
+		return BROKEN;
+	if (len == 10 && !(k->head[2] & 0x80) && (get32(k->head + 2) != 0 || k->left > 1048576))
+		return TOO_BIG;
+	if (k->left < (len == 4 ? 126u : len == 10 ? 65536u : 0u) || (len == 10 && k->head[2] & 0x80))
+		return BROKEN; /* a length in more bytes than it takes (RFC 6455 §5.2) */
+	if (op >= OP_CLOSE && (!(k->head[0] & 0x80) || k->left > 125))
+		return BROKEN;
+	if (op < OP_CLOSE && (op == OP_CONT) != (k->message != 0))
+		return BROKEN;
+	k->opcode = op;
+	k->reading = 1;
+	k->head_len = 0;
+	k->side_len = 0;
+	if (op == OP_TEXT || op == OP_BINARY) {
+		k->message = op;
+		k->empty = 1;
+		if (k == &c->control) {
+			text_begin(&c->text);
+			c->frame_len = 0, c->frame_size = 0;
+		}
+	}
+	return 0;
+}
+
 /* frames takes what it can of n bytes of WebSocket frames. It returns how many bytes that
  * were, or minus the code to close with. */
 static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size_t n) {
 	size_t at = 0;
+	int bad;
 	while (!k->got_close && k->state == S_OPEN && !(c->late && k == &c->control)) {
 		size_t want, run;
 		if (!k->reading) {
-			uint8_t op;
 			for (;;) {
 				want = k->head_len < 2 || (k->head[1] & 127) < 126 ? 2 : (k->head[1] & 127) == 126 ? 4 : 10;
 				if (k->head_len >= want)
@@ -967,34 +1103,11 @@ static long frames(struct iott *c, struct iott_socket *k, const uint8_t *p, size
 					return (long)at;
 				k->head[k->head_len++] = p[at++];
 			}
-			op = k->head[0] & 15;
-			k->left = want == 2 ? k->head[1] & 127u : want == 4 ? get32(k->head) & 0xffff : get32(k->head + 6);
-			if (k->head[0] & 0x70 || k->head[1] & 0x80 || (op > OP_BINARY && op < OP_CLOSE) || op > OP_PONG)
-				return -BROKEN;
-			if (want == 10 && !(k->head[2] & 0x80) && (get32(k->head + 2) != 0 || k->left > 1048576))
-				return -TOO_BIG;
-			if (k->left < (want == 4 ? 126u : want == 10 ? 65536u : 0u) || (want == 10 && k->head[2] & 0x80))
-				return -BROKEN; /* a length in more bytes than it takes (RFC 6455 §5.2) */
-			if (op >= OP_CLOSE && (!(k->head[0] & 0x80) || k->left > 125))
-				return -BROKEN;
-			if (op < OP_CLOSE && (op == OP_CONT) != (k->message != 0))
-				return -BROKEN;
-			k->opcode = op;
-			k->reading = 1;
-			k->head_len = 0;
-			k->side_len = 0;
-			if (op == OP_TEXT || op == OP_BINARY) {
-				k->message = op;
-				k->empty = 1;
-				if (k == &c->control) {
-					text_begin(&c->text);
-					c->frame_len = 0, c->frame_size = 0;
-				}
-			}
+			if ((bad = frame_head(c, k, want)) != 0)
+				return -bad;
 		}
 		run = least((uint32_t)(n - at), k->left);
 		if (k->opcode >= OP_CLOSE) {
-			int bad;
 			memcpy(k->side + k->side_len, p + at, run);
 			k->side_len = (uint8_t)(k->side_len + run);
 			at += run, k->left -= (uint32_t)run;
@@ -1128,61 +1241,9 @@ static int receive(struct iott *c, struct iott_socket *k) {
 	return 0;
 }
 
-/* push sends what a socket has to say, and data after it. */
-static int push(struct iott *c, struct iott_socket *k) {
-	if (flush(c, k) < 0)
-		return IOTT_FAILED;
-	if (k->state == S_DIAL) {
-		int ready = k->sock < 0 ? IOTT_FAILED : c->cfg->net->ready(c->cfg->net->ctx, k->sock);
-		if (ready < 0)
-			return IOTT_FAILED;
-		if (!ready)
-			return 0;
-		k->state = S_ASK;
-		k->since = c->now;
-	}
-	if (k->state == S_ASK) {
-		while (!ask(c, k)) {
-			uint32_t before = k->tx_len;
-			if (flush(c, k) < 0)
-				return IOTT_FAILED;
-			if (k->tx_len == before)
-				return 0;
-		}
-		return flush(c, k);
-	}
-	if (k->pending & P_PONG && !k->sent_close && frame(c, k, OP_PONG, k->pong, k->pong_len, NULL, 0))
-		k->pending &= (uint8_t)~P_PONG;
-	return flush(c, k);
-}
-
-/* close_frame sends the close frame that is due; 1 when it is on its way. */
-static int close_frame(struct iott *c, struct iott_socket *k) {
-	uint8_t code[2];
-	if (k->pending & P_CLOSE) {
-		code[0] = (uint8_t)(k->send_code >> 8), code[1] = (uint8_t)k->send_code;
-		if (!frame(c, k, OP_CLOSE, code, 2, NULL, 0))
-			return 0;
-		k->pending = 0;
-		k->sent_close = 1;
-	}
-	return k->sent_close;
-}
-
-/* part_with ends a socket with a close frame, as far as there is room for it. */
-static void part_with(struct iott *c, struct iott_socket *k, int code) {
-	say_goodbye(k, code);
-	close_frame(c, k);
-	flush(c, k);
-}
-
-/* overdue says that a handshake has taken too long. */
-static int overdue(const struct iott *c, const struct iott_socket *k) {
-	return k->state < S_OPEN && since(c->now, k->since) > (k->state == S_DIAL ? DIAL_TIME : ANSWER_TIME);
-}
-
 /* ---- A transfer socket (6) ---- */
 
+/* poll_transfer does what there is to do on the transfer socket of a stream. */
 static void poll_transfer(struct iott *c, struct iott_stream *s) {
 	struct iott_socket *k = s->socket;
 	int bad, ended = s->in == D_ENDED && s->out == D_ENDED;
@@ -1231,57 +1292,11 @@ static void poll_transfer(struct iott *c, struct iott_stream *s) {
 	}
 }
 
-/* ---- The control socket ---- */
-
-/* speak sends what streams have to say on the control socket: refusals, ends, resets and
- * credit, in turn. It stops when there is no room. */
-static void speak(struct iott *c) {
-	struct iott_socket *k = &c->control;
-	unsigned i;
-	for (i = 0; i < c->cfg->streams; i++) {
-		struct iott_stream *s = &c->streams[(i + c->turn) % c->cfg->streams];
-		uint8_t head[9];
-		if (s->state == T_FREE)
-			continue;
-		if (s->pending & W_REFUSED) {
-			if (!say_refused(c, s->number, s->reason))
-				return;
-			release(c, s);
-			continue;
-		}
-		if (s->socket != NULL)
-			continue;
-		put32(head + 1, s->number);
-		head[0] = s->pending & W_RESET ? RESET : FIN;
-		if (s->pending && !frame(c, k, OP_BINARY, head, 5, NULL, 0))
-			return;
-		if (s->pending & W_RESET) {
-			release(c, s);
-			continue;
-		}
-		if (s->pending & W_FIN) {
-			s->pending = 0;
-			s->wrote = 1;
-			s->out = D_ENDED;
-			settle(c, s);
-			if (s->state == T_FREE)
-				continue;
-		}
-		if (s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
-			head[0] = CREDIT;
-			put32(head + 5, s->freed);
-			if (!frame(c, k, OP_BINARY, head, 9, NULL, 0))
-				return;
-			s->freed = 0;
-			s->wrote = 1;
-		}
-	}
-	if (++c->turn >= c->cfg->streams)
-		c->turn = 0;
-}
+/* ---- Coming back (5.5 to 5.7) ---- */
 
 static uint32_t max_backoff(const struct iott_config *cfg) { return cfg->max_backoff_ms ? cfg->max_backoff_ms : 30000; }
 
+/* backoff is how long to wait after one failure more (5.6). */
 static uint32_t backoff(struct iott *c) {
 	uint32_t most = max_backoff(c->cfg);
 	uint32_t bound = c->failures == 0 ? FIRST_RETRY : c->failures > 12 ? most : least(most, 1000u << (c->failures - 1));
@@ -1397,6 +1412,56 @@ static unsigned next_server(struct iott *c) {
 	return i;
 }
 
+/* ---- The control socket ---- */
+
+/* speak sends what streams have to say on the control socket: refusals, ends, resets and
+ * credit, in turn. It stops when there is no room. */
+static void speak(struct iott *c) {
+	struct iott_socket *k = &c->control;
+	unsigned i;
+	for (i = 0; i < c->cfg->streams; i++) {
+		struct iott_stream *s = &c->streams[(i + c->turn) % c->cfg->streams];
+		uint8_t head[9];
+		if (s->state == T_FREE)
+			continue;
+		if (s->pending & W_REFUSED) {
+			if (!say_refused(c, s->number, s->reason))
+				return;
+			release(c, s);
+			continue;
+		}
+		if (s->socket != NULL)
+			continue;
+		put32(head + 1, s->number);
+		head[0] = s->pending & W_RESET ? RESET : FIN;
+		if (s->pending && !frame(c, k, OP_BINARY, head, 5, NULL, 0))
+			return;
+		if (s->pending & W_RESET) {
+			release(c, s);
+			continue;
+		}
+		if (s->pending & W_FIN) {
+			s->pending = 0;
+			s->wrote = 1;
+			s->out = D_ENDED;
+			settle(c, s);
+			if (s->state == T_FREE)
+				continue;
+		}
+		if (s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
+			head[0] = CREDIT;
+			put32(head + 5, s->freed);
+			if (!frame(c, k, OP_BINARY, head, 9, NULL, 0))
+				return;
+			s->freed = 0;
+			s->wrote = 1;
+		}
+	}
+	if (++c->turn >= c->cfg->streams)
+		c->turn = 0;
+}
+
+/* poll_control does what there is to do on the control socket, and for the way to it. */
 static void poll_control(struct iott *c) {
 	struct iott_socket *k = &c->control;
 	int bad;
@@ -1459,6 +1524,7 @@ static void poll_control(struct iott *c) {
 
 /* ---- What the program calls ---- */
 
+/* window_of is how many bytes are held per stream and direction. */
 static uint32_t window_of(const struct iott_config *cfg) { return cfg->buffer ? cfg->buffer : 1024; }
 
 size_t iott_memory(const struct iott_config *cfg) {
@@ -1473,23 +1539,17 @@ size_t iott_memory(const struct iott_config *cfg) {
 	return n + 2 * sizeof(void *);
 }
 
-static void *carve(uint8_t **mem, size_t n) {
-	void *p = *mem;
-	*mem += n;
-	return p;
-}
-
-const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memory, size_t len) {
-	uint8_t *mem = memory, random[16];
-	const char *bad;
+/* wrong is what is wrong with a configuration, save its servers and the memory; NULL: nothing. */
+static const char *wrong(const struct iott_config *cfg) {
+	static const char device[] = "device: 1 to 63 of a-z, 0-9 and -";
 	unsigned i;
 	if (cfg->net == NULL || cfg->on_open == NULL || cfg->on_data == NULL || cfg->on_end == NULL || cfg->on_abort == NULL)
 		return "net, on_open, on_data, on_end, on_abort: needed";
 	if (cfg->device == NULL || cfg->device[0] == 0 || strlen(cfg->device) > 63)
-		return "device: 1 to 63 of a-z, 0-9 and -";
+		return device;
 	for (i = 0; cfg->device[i]; i++)
-		if (!((cfg->device[i] >= 'a' && cfg->device[i] <= 'z') || (cfg->device[i] >= '0' && cfg->device[i] <= '9') || cfg->device[i] == '-'))
-			return "device: 1 to 63 of a-z, 0-9 and -";
+		if (!((cfg->device[i] >= 'a' && cfg->device[i] <= 'z') || is_digit(cfg->device[i]) || cfg->device[i] == '-'))
+			return device;
 	for (i = 0; cfg->token != NULL && cfg->token[i]; i++)
 		if (cfg->token[i] < 0x21 || cfg->token[i] > 0x7e)
 			return "token: visible ASCII only";
@@ -1506,15 +1566,21 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 		return "heartbeat_s: 0 to 900";
 	if (iott_memory(cfg) == 0)
 		return "streams: 1 to 32; buffer: 64 to 32768";
-	if (memory == NULL || len < iott_memory(cfg))
-		return "memory: less than iott_memory";
-	memset(c, 0, sizeof *c);
-	c->cfg = cfg;
-	c->window = window_of(cfg);
-	for (i = 0; i < cfg->nservers; i++)
-		if ((bad = choose(c, cfg->servers[i])) != NULL)
-			return bad;
-	memset(memory, 0, iott_memory(cfg));
+	return NULL;
+}
+
+/* carve takes n bytes off the memory. */
+static void *carve(uint8_t **mem, size_t n) {
+	void *p = *mem;
+	*mem += n;
+	return p;
+}
+
+/* lay_out gives streams and sockets their memory, of which iott_memory says how much it is.
+ * What has to be aligned comes first. */
+static void lay_out(struct iott *c, uint8_t *mem) {
+	const struct iott_config *cfg = c->cfg;
+	unsigned i;
 	c->streams = carve(&mem, cfg->streams * sizeof *c->streams);
 	for (i = 0; i < cfg->streams && cfg->profile == IOTT_BASIC; i++) {
 		c->streams[i].socket = carve(&mem, sizeof *c->streams[i].socket);
@@ -1529,13 +1595,31 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 		k->rx = carve(&mem, k->rx_cap = RX_STREAM);
 		k->tx = carve(&mem, k->tx_cap = c->window + TX_RESERVE);
 	}
-	c->control.sock = -1;
 	if (cfg->profile == IOTT_BASIC) {
 		c->transfer = carve(&mem, TRANSFER_MOST + 1);
 		c->secret = carve(&mem, SECRET_MOST + 1);
 	}
+	c->control.sock = -1;
 	c->control.rx = carve(&mem, c->control.rx_cap = RX_CONTROL);
 	c->control.tx = carve(&mem, c->control.tx_cap = TX_MIN + TX_RESERVE);
+}
+
+const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memory, size_t len) {
+	uint8_t random[16];
+	const char *bad = wrong(cfg);
+	unsigned i;
+	if (bad != NULL)
+		return bad;
+	if (memory == NULL || len < iott_memory(cfg))
+		return "memory: less than iott_memory";
+	memset(c, 0, sizeof *c);
+	c->cfg = cfg;
+	c->window = window_of(cfg);
+	for (i = 0; i < cfg->nservers; i++)
+		if ((bad = choose(c, cfg->servers[i])) != NULL)
+			return bad;
+	memset(memory, 0, iott_memory(cfg));
+	lay_out(c, memory);
 	cfg->net->random(cfg->net->ctx, random, sizeof random);
 	for (i = 0; i < 16; i++) {
 		c->instance[2 * i] = hex_digits[random[i] >> 4];
@@ -1591,6 +1675,7 @@ uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
 	return c->more ? 0 : wait;
 }
 
+/* live is a stream that the program may still speak of; else NULL. */
 static struct iott_stream *live(struct iott *c, int stream) {
 	if (stream < 0 || (unsigned)stream >= c->cfg->streams || c->streams[stream].state != T_LIVE)
 		return NULL;

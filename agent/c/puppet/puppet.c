@@ -14,7 +14,7 @@ static struct {
 	uint8_t *in;
 	size_t len;
 	int ready, eof;
-} sockets[64];
+} sockets[1024];
 static int nsockets;
 static size_t take = (size_t)-1, room = (size_t)-1;
 static int refuse;
@@ -148,12 +148,12 @@ static void on_writable(void *user, int stream) {
 	printf("writable %d\n", stream);
 }
 
-/* init PROFILE STREAMS BUFFER HEARTBEAT SERVER DEVICE TOKEN PORT[/KIND]... */
+/* init PROFILE STREAMS BUFFER HEARTBEAT SERVER[,SERVER...] DEVICE TOKEN PORT[/KIND]... */
 static void init(char *args) {
 	static struct iott_config cfg;
 	static struct iott_net net;
 	static struct iott_port ports[32];
-	static const char *servers[1];
+	static const char *servers[4];
 	static char copy[4096];
 	const char *bad;
 	char *word;
@@ -163,8 +163,12 @@ static void init(char *args) {
 	cfg.streams = (unsigned)atoi(strtok(NULL, " "));
 	cfg.buffer = (unsigned)atoi(strtok(NULL, " "));
 	cfg.heartbeat_s = (unsigned)atoi(strtok(NULL, " "));
-	servers[0] = strtok(NULL, " ");
-	cfg.servers = servers, cfg.nservers = 1;
+	for (word = strtok(NULL, " "); word != NULL && cfg.nservers < 4; cfg.nservers++) {
+		servers[cfg.nservers] = word;
+		if ((word = strchr(word, ',')) != NULL)
+			*word++ = 0;
+	}
+	cfg.servers = servers;
 	cfg.device = strtok(NULL, " ");
 	cfg.token = strtok(NULL, " ");
 	for (; (word = strtok(NULL, " ")) != NULL; cfg.nports++) {

@@ -181,7 +181,7 @@ func serveTwo(conn io.ReadWriter) error {
 }
 
 // readMasked reads one frame of an agent, and returns its payload.
-func readMasked(r *bufio.Reader) ([]byte, error) {
+func readMasked(r io.Reader) ([]byte, error) {
 	head := make([]byte, 2)
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, err

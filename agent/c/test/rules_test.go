@@ -166,6 +166,7 @@ func TestAnswers(t *testing.T) {
 		{"no protocol", strings.Replace(good, "Sec-WebSocket-Protocol: iottunnel.v1\r\n", "", 1), 0, soon},
 		{"another protocol", strings.Replace(good, "iottunnel.v1", "iottunnel.v2", 1), 0, soon},
 		{"an extension", strings.Replace(good, "Upgrade: w", "Sec-WebSocket-Extensions: permessage-deflate\r\nUpgrade: w", 1), 0, soon},
+		{"an upgrade before the answer", "HTTP/1.1 103 Early Hints\r\nUpgrade: websocket\r\n\r\n" + strings.Replace(good, "Upgrade: websocket\r\n", "", 1), 0, soon},
 		{"no upgrade", strings.Replace(good, "Upgrade: websocket\r\n", "", 1), 0, soon},
 		{"no HTTP", "SSH-2.0-OpenSSH_9.2\r\n", 0, soon},
 		{"no number", "HTTP/1.1 4x1 Unauthorized\r\n\r\n", 0, soon},
@@ -254,6 +255,145 @@ func TestCreditAtTheEdge(t *testing.T) {
 	p.feed(0, frameOf(5, 1, "\x00\x00\x00\x01")) // never spent
 	p.poll(1)
 	p.await("abort 0")
+}
+
+// A stream in the place of another has nothing of it: not what that has sent (12.3), nor
+// that it has sent something (10.7).
+func TestSecondStream(t *testing.T) {
+	p := up(t, "inline")
+	p.feed(0, open(1, `,"early":64`)+frameOf(2, 1, ""))
+	p.poll(1)
+	p.do("write 0 616263")
+	p.do("finish 0")
+	p.poll(1)
+	p.await("over 0")
+	p.feed(0, open(2, `,"early":64`))
+	p.poll(1)
+	p.await("open 0 80 203.0.113.9:51234")
+	p.takeSent(0)
+	p.do("refuse 0 not today")
+	if sent := unmasked(t, p.takeSent(0)); sent != ascii(`{"type":"refused","stream":2,"reason":"not today"}`) {
+		t.Errorf("the client sent %q", sent)
+	}
+	p.feed(0, open(3, `,"early":64`))
+	p.poll(1)
+	p.await("open 0 80 203.0.113.9:51234")
+	p.feed(0, frameOf(5, 3, "\x00\x00\x00\x01")) // never spent
+	p.poll(1)
+	p.await("abort 0")
+}
+
+// A frame of an unknown kind resets its stream (9.3), and what breaks the rules of streams
+// again and again ends the tunnel (10.9).
+func TestBreaches(t *testing.T) {
+	p := up(t, "inline")
+	p.feed(0, open(1, `,"early":64`)+frameOf(9, 1, "x"))
+	p.poll(1)
+	p.await("abort 0")
+	if sent := p.takeSent(0); sent != "828537fa213d34fa213d36" {
+		t.Errorf("the client sent %q, want a reset", sent)
+	}
+	for stream := 2; ; stream++ {
+		p.feed(0, open(stream, `,"early":64`)+frameOf(4, byte(stream), "")) // move, where nothing can
+		p.poll(1)
+		p.await("abort 0")
+		if strings.HasSuffix(p.takeSent(0), closedWith(4100)) {
+			break
+		}
+		if stream == 50 {
+			t.Fatal("no end to it")
+		}
+	}
+}
+
+// A pong for which there is no room goes when there is.
+func TestPongLater(t *testing.T) {
+	p := up(t, "basic")
+	p.do("room 0")
+	for i := range 20 {
+		width := 125
+		if i == 5 { // fits, but for its header
+			width = 45
+		}
+		p.feed(0, message(0x89, []byte(fmt.Sprintf("%0*d", width, i))))
+		p.poll(1)
+	}
+	p.do("room 4096")
+	p.poll(1)
+	p.poll(1)
+	if sent := p.takeSent(0); !strings.HasSuffix(unmasked(t, sent[len(sent)-2*131:]), ascii(fmt.Sprintf("%0125d", 19))) {
+		t.Errorf("the client sent %q", sent)
+	}
+}
+
+// A tunnel that has lasted sets the backoff back (5.6).
+func TestBackoff(t *testing.T) {
+	p := newPuppet(t, "basic 2 1024 0 wss://edge.example.com cam-17 cam-17-token 80")
+	var waits [2]int // after seven failures, and after a tunnel that has lasted
+	sock := 0
+	for i := range 8 {
+		if i < 7 {
+			p.poll(0)
+			p.do("connected %d -2", sock)
+			p.poll(1)
+			p.await(fmt.Sprintf("closed %d 0", sock))
+		} else {
+			p.poll(0)
+			p.do("connected %d 1", sock)
+			p.feed(sock, upgraded+ready("", ""))
+			p.poll(1)
+			for range 31 {
+				p.feed(sock, "8900")
+				p.poll(1000)
+			}
+			p.do("broken %d", sock)
+			p.poll(1)
+			p.await(fmt.Sprintf("closed %d 0", sock))
+		}
+		var wait int
+		line := p.next()
+		if _, err := fmt.Sscanf(line, "down 0 0 %d", &wait); err != nil {
+			t.Fatalf("the client said %q", line)
+		}
+		waits[i/7] = wait
+		p.now += wait
+		sock++
+	}
+	if waits[0] <= 500 || waits[1] > 500 {
+		t.Errorf("waits of %d and %d ms", waits[0], waits[1])
+	}
+}
+
+// Of several edges each is tried once before any wait (5.7).
+func TestServers(t *testing.T) {
+	p := newPuppet(t, "basic 2 1024 0 wss://a.example.com,wss://b.example.com,wss://c.example.com cam-17 cam-17-token 80")
+	for round := range 3 {
+		seen := make(map[string]bool)
+		for i := range 3 {
+			p.poll(0)
+			line := p.next()
+			var sock, wait int
+			var host string
+			if _, err := fmt.Sscanf(line, "dial %d %s 443 1", &sock, &host); err != nil {
+				t.Fatalf("round %d: the client said %q", round, line)
+			}
+			seen[host] = true
+			p.do("connected %d -2", sock)
+			p.poll(0)
+			p.await(fmt.Sprintf("closed %d 0", sock))
+			if line = p.next(); !strings.HasPrefix(line, "down 0 0 ") {
+				t.Fatalf("round %d: the client said %q", round, line)
+			}
+			fmt.Sscanf(line, "down 0 0 %d", &wait)
+			if i < 2 && wait != 0 {
+				t.Errorf("round %d: a wait of %d ms after %d edges", round, wait, i+1)
+			}
+			p.now += wait
+		}
+		if len(seen) != 3 {
+			t.Errorf("round %d: only %v", round, seen)
+		}
+	}
 }
 
 // More streams than the bound wait a moment for one that ends, then are refused.
@@ -349,6 +489,24 @@ func TestSlowServiceAtTheEnd(t *testing.T) {
 	p.expect("data 0 " + ascii("the last words"))
 	p.expect("end 0")
 	p.expect("over 0")
+}
+
+// The last byte of a message counts as the others do, and an empty last piece of a longer
+// message is no end (6.5).
+func TestLastByte(t *testing.T) {
+	p := joined(t)
+	p.do("take 2")
+	p.feed(1, message(0x02, []byte("abc"))+"8000")
+	p.poll(1)
+	p.expect("data 0 " + ascii("ab"))
+	p.do("take 100")
+	p.poll(1)
+	p.expect("data 0 " + ascii("c"))
+	p.poll(1)
+	p.expect("")
+	p.feed(1, "8200")
+	p.poll(1)
+	p.expect("end 0")
 }
 
 // A piece of a message and then the end of TCP is an abort (6.7).

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,7 +33,7 @@ func TestAnalyzers(t *testing.T) {
 			flags := append([]string{"-std=gnu99", "../" + c.file, "-o", os.DevNull}, c.flags...)
 			build(t, "gcc", append(flags, "-O2", "-Wall", "-Wextra", "-Wshadow", "-fanalyzer", "-Werror", "-c")...)
 			if _, err := exec.LookPath("clang"); err != nil {
-				t.Skipf("%v: install clang", err)
+				t.Fatalf("%v: install clang", err)
 			}
 			build(t, "clang", append(flags, "--analyze", "-Xclang", "-analyzer-werror")...)
 		})
@@ -43,7 +44,7 @@ func TestAnalyzers(t *testing.T) {
 func valgrind(t *testing.T, program string) []string {
 	t.Helper()
 	if _, err := exec.LookPath("valgrind"); err != nil {
-		t.Skipf("%v: install valgrind", err)
+		t.Fatalf("%v: install valgrind", err)
 	}
 	return []string{"valgrind", "-q", "--error-exitcode=99", "--leak-check=full", program}
 }
@@ -84,6 +85,30 @@ func TestLite(t *testing.T) {
 			visits(t, ln, append(command, "--server", "wss://"+ln.Addr().String(), "--device", "cam-17", "--ca", ca, "--profile", "inline",
 				"--buffer", "1024", "--streams", "2", "--forward", "80="+strings.TrimPrefix(service.URL, "http://")))
 		})
+	}
+}
+
+// TestSizes measures the code on a Cortex-M4 and the RAM, by any compiler for ARM, and wants
+// README.md to say so: compilers of the same version differ by a few bytes.
+func TestSizes(t *testing.T) {
+	out, err := exec.Command("../sizes").CombinedOutput()
+	if err != nil {
+		t.Fatalf("sizes: %v\n%s", err, out)
+	}
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		words := strings.Fields(strings.TrimSuffix(line, " bytes"))
+		name := strings.Join(words[:len(words)-1], " ")
+		n, err := strconv.Atoi(words[len(words)-1])
+		_, rest, found := strings.Cut(string(readme), "\n| "+name+" | ")
+		var said int
+		fmt.Sscan(rest, &said)
+		if err != nil || !found || n < said-said/100 || n > said+said/100 {
+			t.Errorf("%s: README.md says %d: make sizes", line, said)
+		}
 	}
 }
 

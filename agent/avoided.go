@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 )
@@ -64,19 +63,20 @@ func (a *avoided) any() bool {
 	return len(a.until) > 0
 }
 
-// last returns addrs with those to avoid at the end.
-func (a *avoided) last(addrs []netip.Addr) []netip.Addr {
+// last returns addrs with those to avoid at the end, and whether there are any: then
+// nobody may ask for the addresses again, whose order changes with each answer.
+func (a *avoided) last(addrs []netip.Addr) (ordered []netip.Addr, some bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	ordered := make([]netip.Addr, 0, len(addrs))
+	ordered = make([]netip.Addr, 0, len(addrs))
 	for _, avoid := range []bool{false, true} {
 		for _, addr := range addrs {
 			if _, is := a.until[addr.Unmap()]; is == avoid {
-				ordered = append(ordered, addr)
+				ordered, some = append(ordered, addr), some || is
 			}
 		}
 	}
-	return ordered
+	return ordered, some
 }
 
 // lookup finds the addresses of a host, as net.Resolver.LookupNetIP does.
@@ -90,8 +90,8 @@ func (a *avoided) dial(ctx context.Context, d *net.Dialer, find lookup, addr str
 		return d.DialContext(ctx, "tcp", addr)
 	}
 	addrs, err := find(ctx, "ip", host)
-	ordered := a.last(addrs)
-	if err != nil || slices.Equal(ordered, addrs) {
+	ordered, some := a.last(addrs)
+	if err != nil || !some {
 		return d.DialContext(ctx, "tcp", addr) // which says what is wrong
 	}
 	var failed []error

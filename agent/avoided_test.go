@@ -27,12 +27,13 @@ func TestAvoidedAreLast(t *testing.T) {
 		a.add(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443}) // of 16 bytes
 		a.add(&net.UnixAddr{Name: "/tmp/socket"})
 		name := addrs("192.0.2.1", "2001:db8::1", "192.0.2.2")
-		if got, want := a.last(name), addrs("2001:db8::1", "192.0.2.2", "192.0.2.1"); !slices.Equal(got, want) {
+		want := addrs("2001:db8::1", "192.0.2.2", "192.0.2.1")
+		if got, some := a.last(name); !some || !slices.Equal(got, want) {
 			t.Errorf("tried in the order %v, want %v", got, want)
 		}
 		a.add(&net.TCPAddr{IP: net.ParseIP("2001:db8::1")})
 		a.add(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 2)})
-		if got := a.last(name); !slices.Equal(got, name) {
+		if got, some := a.last(name); !some || !slices.Equal(got, name) {
 			t.Errorf("where all are to be avoided the order is %v, want %v", got, name)
 		}
 		for i := range 2 * maxAvoided {
@@ -66,6 +67,9 @@ func TestAvoidedIsDialled(t *testing.T) {
 	find := func(_ context.Context, network, host string) ([]netip.Addr, error) {
 		if asked++; network != "ip" || host != "edge.example" {
 			t.Errorf("asked for %s of %s", network, host)
+		}
+		if asked == 1 { // name servers take turns: it is not asked again
+			return addrs("127.0.0.2", "127.0.0.1"), nil
 		}
 		return addrs("127.0.0.1", "127.0.0.2"), nil
 	}

@@ -326,6 +326,32 @@ func TestPongLater(t *testing.T) {
 	}
 }
 
+// So do credit and the end of a stream.
+func TestFullNetwork(t *testing.T) {
+	p := up(t, "inline")
+	p.feed(0, open(1, `,"early":64`))
+	p.poll(1)
+	p.takeSent(0)
+	p.do("room 0")
+	for _, n := range []int{125, 125, 125, 125, 125, 43} { // 704 bytes of pongs: all the room there is
+		p.feed(0, message(0x89, make([]byte, n)))
+		p.poll(1)
+	}
+	p.feed(0, frameOf(1, 1, strings.Repeat("x", 64)))
+	p.poll(1)
+	p.do("finish 0")
+	p.poll(1)
+	p.do("room 4096")
+	p.poll(1)
+	p.poll(1)
+	sent := p.takeSent(0)
+	for _, want := range []string{"828937fa213d32fa213d36fa213d77", "828537fa213d35fa213d36"} { // credit of 64, fin
+		if strings.Count(sent, want) != 1 {
+			t.Errorf("no %s in what the client sent: %s", want, sent)
+		}
+	}
+}
+
 // A tunnel that has lasted sets the backoff back (5.6).
 func TestBackoff(t *testing.T) {
 	p := newPuppet(t, "basic 2 1024 0 wss://edge.example.com cam-17 cam-17-token 80")

@@ -77,7 +77,7 @@ func BenchmarkDevicesPage(b *testing.B) {
 // not depend on how many devices there are beside those on it. How long one of 100,000
 // takes is BenchmarkDevicesPage's to tell.
 func TestPageIsBounded(t *testing.T) {
-	const few, many = 1500, 6000
+	const few, many = 1300, 2600
 	pages := []deviceQuery{{Limit: defaultPage}, {Limit: maxPage, After: "device-000200"}}
 	t.Run("memory", func(t *testing.T) {
 		reg, err := registry.OpenMemory(registry.MemoryOptions{})

@@ -213,6 +213,29 @@ func TestGuessing(t *testing.T) {
 	e.technician(a, token)
 }
 
+// TestForgetRevokesGrants leaves nothing to whoever has the id next.
+func TestForgetRevokesGrants(t *testing.T) {
+	e := startEdge(t, nil)
+	var ids []string
+	for _, device := range []string{"cam-17", "cam-18", "cam-17"} {
+		_, g, err := e.hub.NewGrant(t.Context(), registry.Grant{Kind: registry.GrantShare, Device: device, Port: 80, Until: time.Now().Add(time.Hour)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, g.ID)
+	}
+	if _, err := registry.Enroll(t.Context(), e.hub.Registry(), "cam-17", registry.HashSecret("x"), registry.ReplaceNone); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.hub.Forget(t.Context(), "cam-17"); err != nil {
+		t.Fatal(err)
+	}
+	left, err := e.hub.Registry().FindGrants(t.Context(), ids)
+	if err != nil || left[0].ID != "" || left[1].ID != ids[1] || left[2].ID != "" {
+		t.Errorf("of grants %v are left: %+v, %v", ids, left, err)
+	}
+}
+
 // TestGrantEnds revokes a grant here, at another node, and lets one expire.
 func TestGrantEnds(t *testing.T) {
 	for name, end := range map[string]func(*edge, string){

@@ -104,6 +104,28 @@ func (h *Hub) RevokeGrant(ctx context.Context, id string) error {
 	return err
 }
 
+// revokeGrantsOf ends all grants of a device's ports.
+func (h *Hub) revokeGrantsOf(ctx context.Context, device string) error {
+	const page = 1000
+	for after, more := "", true; more; {
+		list, err := h.reg.Grants(ctx, after, page)
+		if err != nil {
+			return err
+		}
+		for _, g := range list {
+			after = g.ID
+			if g.Device != device {
+				continue
+			}
+			if err := h.RevokeGrant(ctx, g.ID); err != nil && !errors.Is(err, registry.ErrUnknown) {
+				return err
+			}
+		}
+		more = len(list) == page
+	}
+	return nil
+}
+
 // splitToken takes a grant's token apart.
 func splitToken(token string) (id, secret string, ok bool) {
 	id, secret, ok = strings.Cut(token, ".")

@@ -60,8 +60,8 @@ func (h *Hub) Relabel(ctx context.Context, device string) error {
 	return h.notify(ctx, device)
 }
 
-// Forget removes all that is recorded of a device: its secret and its lease. It says
-// registry.ErrUnknown if nothing was.
+// Forget removes what is recorded of a device: its secret, its lease, and the grants of
+// its ports. It says registry.ErrUnknown if it had neither a secret nor a lease.
 func (h *Hub) Forget(ctx context.Context, device string) error {
 	_, err := h.reg.Credential(ctx, device)
 	enrolled := err == nil
@@ -69,6 +69,9 @@ func (h *Hub) Forget(ctx context.Context, device string) error {
 		return err
 	}
 	if err := h.reg.DropCredential(ctx, device); err != nil {
+		return err
+	}
+	if err := h.revokeGrantsOf(ctx, device); err != nil {
 		return err
 	}
 	err = h.reg.Drop(ctx, device)

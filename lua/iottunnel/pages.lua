@@ -73,7 +73,7 @@ _M.codes = {
         refresh = 0,
         message = "this is not allowed",
         title = "Not allowed",
-        text = "You are known here, but what you asked for is not open to you.",
+        text = "What you asked for is not open to you, or not any more.",
         next = "Please ask whoever runs this service for access.",
     },
     device_connected = {

@@ -76,7 +76,7 @@ var table = []entry{
 		Code: wire.Forbidden, Status: http.StatusForbidden, Fault: faultVisitor,
 		Message: "this is not allowed",
 		Title:   "Not allowed",
-		Text:    "You are known here, but what you asked for is not open to you.",
+		Text:    "What you asked for is not open to you, or not any more.",
 		Next:    "Please ask whoever runs this service for access.",
 	},
 	{

@@ -232,7 +232,6 @@ func TestLateAccept(t *testing.T) {
 		defer endB()
 		a, endA := p.node("a", new(local))
 		defer endA()
-		reach := a.connect
 		a.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, s := net.Pipe()
 			p.nodes[address] <- &stoppable{s, stop}
@@ -241,7 +240,6 @@ func TestLateAccept(t *testing.T) {
 		if _, err := a.Dial(t.Context(), b.peer, open()); !errors.Is(err, ErrAway) {
 			t.Errorf("%v", err)
 		}
-		a.connect = reach
 		if n, err := device.Read(make([]byte, 1)); n != 0 || err == nil || err == io.EOF {
 			t.Errorf("the device got %d bytes, %v", n, err)
 		}

@@ -85,7 +85,7 @@ func (l *Link) away(ctx context.Context, p Peer, began time.Time, err error) err
 		l.refuse("peer and this node have no secret in common", p.ID, p.Internal, err)
 	}
 	if late(err) {
-		l.attend(p, began)
+		l.attend(p, true)
 		return &SilentError{began}
 	}
 	return fmt.Errorf("%w: %v", ErrAway, err)
@@ -200,7 +200,7 @@ func (l *Link) open(ctx context.Context, p Peer, q *request, o stream.Options) (
 			c.close()
 		}
 	})
-	l.attend(p, time.Time{})
+	l.attend(p, false)
 	return s, nil
 }
 

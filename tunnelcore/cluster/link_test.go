@@ -74,10 +74,11 @@ func TestDial(t *testing.T) {
 		until(t, "the socket is parked", func() bool { return a.Stats().Idle == 1 })
 	}
 	until(t, "no stream is left", func() bool { return a.Streams() == 0 })
-	if s := a.Stats(); s.Out != 1 || s.In != 0 {
+	// And one for signs of life, if it took so long.
+	if s := a.Stats(); s.Out < 1 || s.Out > 2 || s.In != 0 {
 		t.Errorf("20 streams one after the other have left %+v", s)
 	}
-	if s := b.Stats(); s.In != 1 || s.Out != 0 {
+	if s := b.Stats(); s.In < 1 || s.In > 2 || s.Out != 0 {
 		t.Errorf("20 streams one after the other have left %+v", s)
 	}
 }

@@ -45,6 +45,7 @@ type pool struct {
 
 	watched   bool      // watch is running
 	silent    time.Time // since when the peer gives no sign of life; zero: it does
+	doubted   time.Time // when an answer of it was last late
 	forgotten bool      // it is dead
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,7 +19,27 @@ import (
 )
 
 // pipes are nodes that reach each other through memory, for tests about time.
-type pipes struct{ nodes map[string]chan net.Conn }
+type pipes struct {
+	mu    sync.Mutex
+	nodes map[string]chan net.Conn // what each accepts, by its address
+}
+
+// listen has what is dialled at an address sent to conns.
+func (p *pipes) listen(address string, conns chan net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.nodes == nil {
+		p.nodes = make(map[string]chan net.Conn)
+	}
+	p.nodes[address] = conns
+}
+
+// at is where connections to an address go.
+func (p *pipes) at(address string) chan<- net.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.nodes[address]
+}
 
 // Accept, Close and Addr make a listener of one node's connections.
 type pipeListener struct {
@@ -59,14 +80,11 @@ func (p *pipes) node(id string, l *local) (n *edgeNode, end func()) {
 	n.Link = NewLink(Config{Node: n.peer.NodeRef, Local: l})
 	n.SetSecrets([]string{"secret"})
 	conns := make(chan net.Conn)
-	if p.nodes == nil {
-		p.nodes = make(map[string]chan net.Conn)
-	}
-	p.nodes[id] = conns
+	p.listen(id, conns)
 	n.connect = func(ctx context.Context, _, address string) (net.Conn, error) {
 		c, s := net.Pipe()
 		select {
-		case p.nodes[address] <- s:
+		case p.at(address) <- s:
 			return c, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -108,7 +126,7 @@ func TestSilentPeer(t *testing.T) {
 		defer end()
 		for what, accepts := range map[string]bool{"does not accept": false, "does not answer": true} {
 			conns := make(chan net.Conn)
-			p.nodes[what] = conns
+			p.listen(what, conns)
 			if accepts {
 				go func() {
 					for c := range conns {
@@ -234,7 +252,7 @@ func TestLateAccept(t *testing.T) {
 		defer endA()
 		a.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, s := net.Pipe()
-			p.nodes[address] <- &stoppable{s, stop}
+			p.at(address) <- &stoppable{s, stop}
 			return c, nil
 		}
 		if _, err := a.Dial(t.Context(), b.peer, open()); !errors.Is(err, ErrAway) {
@@ -309,7 +327,7 @@ func TestStaleSockets(t *testing.T) {
 		stop, dialled := make(chan struct{}), 0
 		a.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, s := net.Pipe()
-			p.nodes[address] <- s
+			p.at(address) <- s
 			select {
 			case <-stop:
 				dialled++
@@ -352,7 +370,7 @@ func TestIdleStream(t *testing.T) {
 		stop := make(chan struct{})
 		a.connect = func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, s := net.Pipe()
-			p.nodes[address] <- &stoppable{s, stop}
+			p.at(address) <- &stoppable{s, stop}
 			return &stoppable{c, stop}, nil
 		}
 		s, err := a.Dial(t.Context(), b.peer, open())
@@ -390,7 +408,7 @@ func TestSlowLoris(t *testing.T) {
 		defer endA()
 		request := func() net.Conn {
 			c, s := net.Pipe()
-			p.nodes["b"] <- s
+			p.at("b") <- s
 			go io.Copy(io.Discard, c)
 			g := greeting{from: registry.NodeRef{ID: "loris", Epoch: "1"}, to: b.peer.NodeRef, nonce: wire.NewID()}
 			io.WriteString(c, strings.ReplaceAll("GET "+Path+"?"+g.query()+` HTTP/1.1

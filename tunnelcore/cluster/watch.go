@@ -17,7 +17,9 @@ const (
 	// stallTime is by how much a question may be late before it is this node, rather
 	// than the peer, that has had no time for it.
 	stallTime = 250 * time.Millisecond
-	// silentMost is how long a peer counts as silent that nobody forgets.
+	// doubtTime is for how long a peer is watched that was late; silentMost, for how long
+	// one counts as silent that nobody forgets.
+	doubtTime  = 5 * time.Second
 	silentMost = time.Minute
 )
 
@@ -55,16 +57,17 @@ func (l *Link) silent(p Peer) error {
 	return nil
 }
 
-// attend has a peer watched. since is when it was asked in vain, zero if it was not.
-func (l *Link) attend(p Peer, since time.Time) {
+// attend has a peer watched that a stream goes through, or that has just been asked in
+// vain: then it is in doubt. A single answer that is late, of a busy node, proves nothing.
+func (l *Link) attend(p Peer, doubt bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return
 	}
 	of := l.poolLocked(p.NodeRef)
-	if of.silent.IsZero() {
-		of.silent = since
+	if doubt {
+		of.doubted = time.Now()
 	}
 	of.forgotten = false
 	if of.watched {
@@ -128,12 +131,13 @@ func (l *Link) watch(p Peer, of *pool) {
 	}
 }
 
-// watching says whether a peer has to be watched on: it is silent, or has streams of ours.
+// watching says whether a peer has to be watched on: it is silent or in doubt, or has
+// streams of ours.
 func (l *Link) watching(of *pool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !of.forgotten {
-		if !of.silent.IsZero() && time.Since(of.silent) < silentMost {
+		if !of.silent.IsZero() && time.Since(of.silent) < silentMost || time.Since(of.doubted) < doubtTime {
 			return true
 		}
 		for c := range of.conns {

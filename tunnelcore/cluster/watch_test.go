@@ -70,7 +70,7 @@ func watched(t *testing.T, serve func(*stream.Stream)) (a, b *edgeNode, h *holdi
 	node.connect = func(ctx context.Context, _, address string) (net.Conn, error) {
 		c, s := net.Pipe()
 		select {
-		case p.nodes[address] <- &heldConn{s, h}:
+		case p.at(address) <- &heldConn{s, h}:
 			return c, nil
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -155,8 +155,8 @@ func TestShortSilence(t *testing.T) {
 	})
 }
 
-// A first visitor of a peer that is held up waits for a second, the next ones do not, and
-// a peer that is dead is tried anew when somebody asks again.
+// The first visitors of a peer that is held up wait for a second each, those after it was
+// found out do not, and a peer that is dead is tried anew when somebody asks again.
 func TestSilentPeerTurnsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b, h, end := watched(t, echo)
@@ -171,6 +171,8 @@ func TestSilentPeerTurnsAway(t *testing.T) {
 			}
 		}
 		try(answerTime)
+		try(answerTime) // one late answer proves nothing
+		time.Sleep(hailMost * hailTime)
 		try(0)
 		time.Sleep(5 * time.Second)
 		try(0)

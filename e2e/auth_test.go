@@ -3,6 +3,7 @@ package e2e
 import (
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -363,6 +364,30 @@ https://*.devices.test:PORT {
 		a := r.start(t, "cam-1", "", append(flags(cert, key), "--forward", c.forward+"="+origin.Addr, "--once")...)
 		if status := a.Wait(t, harness.Patience); status != 3 {
 			t.Errorf("%s: status %d: %s", c.name, status, a.Stderr.Since(0))
+		}
+	}
+	// Who says a visitors' hostname to TLS, where no certificate is asked for, does not get
+	// to the agents' site behind it.
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+	visitor := r.client("127.0.0.1", &tls.Config{RootCAs: roots, ServerName: host})
+	for site, status := range map[string]int{fmt.Sprintf("localhost:%d", r.port): http.StatusMisdirectedRequest, host: http.StatusOK} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, fmt.Sprintf("https://127.0.0.1:%d/status", r.port), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = site
+		resp, err := visitor.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != status {
+			t.Errorf("by the hostname of a device, the site %s answers %s, want %d", site, resp.Status, status)
 		}
 	}
 }

@@ -59,19 +59,20 @@ type tunnel struct {
 	public  map[uint16]uint16   // public ports, as they were leased
 	opening map[string]*opening // streams without a transfer socket, by id
 	parked  map[*socket.Socket]struct{}
-	over    bool   // nothing may be added to these
-	unmoved int    // streams that would end with the tunnel
-	next    uint32 // number of the next stream
-	why     string // it was closed for, on this side; empty while it was not
-	code    int    // of the close frame for that
-	clean   bool   // the end is a goodbye: the device is not expected back at once
-	told    bool   // a close frame says so to the agent
-	ousted  bool   // it is closed though no other tunnel has its device
-	moving  bool   // the agent was told to leave for another node
-	telling bool   // run or announceAll announces
-	stale   bool   // and has to do it again
-	rested  bool   // rest was called,
-	roused  bool   // and the reader has not seen it yet
+	over    bool          // nothing may be added to these
+	unmoved int           // streams that would end with the tunnel
+	next    uint32        // number of the next stream
+	said    chan struct{} // closed when a close frame was tried to be sent; nil: none was
+	told    bool          // one says why to the agent; valid when said is closed
+	why     string        // it was closed for, on this side; empty while it was not
+	code    int           // of the close frame for that
+	clean   bool          // the end is a goodbye: the device is not expected back at once
+	ousted  bool          // it is closed though no other tunnel has its device
+	moving  bool          // the agent was told to leave for another node
+	telling bool          // run or announceAll announces
+	stale   bool          // and has to do it again
+	rested  bool          // rest was called,
+	roused  bool          // and the reader has not seen it yet
 }
 
 // bounds are what settings decide about a tunnel, and its agent is told.
@@ -264,13 +265,21 @@ func (t *tunnel) close(code int, why string) {
 		t.why, t.code = why, code
 	}
 	t.clean = t.clean || code == wire.CloseRevoked
+	first := t.said == nil
+	if first {
+		t.said = make(chan struct{})
+	}
+	said := t.said
 	t.mu.Unlock()
+	if !first {
+		<-said // one frame is all there is
+		return
+	}
 	// An agent that does not take the frame finds out by the connection's end.
 	sent := t.sock.WriteClose(code, why, closeTime) == nil
-	t.mu.Lock()
-	t.told = sent
-	t.mu.Unlock()
 	_ = t.sock.SetReadDeadline(time.Now().Add(closeTime)) // fails only on a closed socket
+	t.told = sent
+	close(said)
 }
 
 // settle waits until no stream would end with the tunnel, but not for long.
@@ -357,9 +366,13 @@ func (t *tunnel) tellHost() {
 func (t *tunnel) hangUp() {
 	defer t.sock.Close()
 	t.mu.Lock()
-	told := t.told
+	said := t.said
 	t.mu.Unlock()
-	for told { // close has set a deadline
+	if said == nil {
+		return
+	}
+	<-said       // within closeTime
+	for t.told { // close has set a deadline
 		if _, err := t.sock.Next(); err != nil {
 			return
 		}

@@ -27,6 +27,9 @@ local STALE = 3600
 -- come back within their largest backoff.
 local RECONNECT = 30
 
+-- How long it is known when a node was first found to be gone, in seconds.
+local GONE = 86400
+
 -- How many labels per second may turn out to be nobody's: of those that one address
 -- asks for, and of all. Beyond, only labels that are known are looked up.
 local UNKNOWN_EACH, UNKNOWN_RATE = 100, 10000
@@ -177,6 +180,17 @@ local function offline(label, device, lost)
 end
 
 
+-- just_lost reports whether it is not long ago that a node was first found to be
+-- gone: its devices come back to others within their largest backoff, or not at all.
+local function just_lost(node, epoch)
+    local key, now = "gone:" .. node .. ":" .. (epoch or ""), ngx.now()
+    if state:add(key, now, GONE) then
+        return true
+    end
+    return now - (state:get(key) or now) < RECONNECT
+end
+
+
 -- flooded reports whether so many labels have turned out to be nobody's in this
 -- second that others must not be looked up for this visitor.
 local function flooded()
@@ -230,7 +244,7 @@ local function read(label, old)
         lives = not refused(reply) and reply[1] == epoch
     end
     if not lives then
-        return offline(label, device, true)
+        return offline(label, device, just_lost(node, epoch))
     end
     return keep(label, encode(ROUTE, "on", device, node, epoch or "", http or "",
         lease[5] or nil))

@@ -160,6 +160,17 @@ describe("routes", function()
         assert.is_true(routes.find("cccccccccccccccc").online)
     end)
 
+    it("of devices whose node has died are not looked at soon for ever", function()
+        data.keys["iottunnel:node:{edge-1}"] = nil
+        local route = routes.find("aaaaaaaaaaaaaaaa")
+        assert.is_false(route.online)
+        assert.is_true(route.expected)
+        clock.now = clock.now + 29
+        assert.is_true(routes.find("aaaaaaaaaaaaaaaa").expected)
+        clock.now = clock.now + 2
+        assert.is_false(routes.find("aaaaaaaaaaaaaaaa").expected)
+    end)
+
     it("are looked up for whoever does not ask for many strangers", function()
         local function strangers(name, n)
             local refused = 0

@@ -169,8 +169,7 @@ func (v *visit) transferSocket(ctx context.Context) (*socket.Socket, error) {
 // settle waits until t can be closed without the end of a stream, but not before
 // least, or until limit has come, or ctx or t has ended.
 func (s *streams) settle(ctx context.Context, t *tunnel, least, limit time.Time) {
-	for now := time.Now(); now.Before(limit) && (now.Before(least) || s.needs(t)) && !ended(t) && wait(ctx, settleTick); {
-		now = time.Now()
+	for now := time.Now(); now.Before(limit) && (now.Before(least) || s.needs(t)) && !ended(t) && wait(ctx, settleTick); now = time.Now() {
 	}
 }
 

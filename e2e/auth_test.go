@@ -33,10 +33,9 @@ func token(t *testing.T, key ed25519.PrivateKey, claims map[string]any) string {
 	return signed + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(key, []byte(signed)))
 }
 
-// TestJWT has devices come with tokens of an issuer of their own, which also says
-// what each may forward.
-func TestJWT(t *testing.T) {
-	t.Parallel()
+// newIssuer is the key of an issuer of tokens, and the file by which an edge checks them.
+func newIssuer(t *testing.T) (key ed25519.PrivateKey, keyFile string) {
+	t.Helper()
 	public, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -45,8 +44,16 @@ func TestJWT(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyFile := filepath.Join(t.TempDir(), "issuer.pem")
+	keyFile = filepath.Join(t.TempDir(), "issuer.pem")
 	writePEM(t, keyFile, "PUBLIC KEY", der)
+	return key, keyFile
+}
+
+// TestJWT has devices come with tokens of an issuer of their own, which also says
+// what each may forward.
+func TestJWT(t *testing.T) {
+	t.Parallel()
+	key, keyFile := newIssuer(t)
 	r := startRig(t, untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
 		"auth jwt {\n\t\t\tkey_file "+keyFile+"\n\t\t\taudience edge.example.com\n\t\t\tports_claim ports\n\t\t}", 1)))
 	claims := func(device string, change ...any) map[string]any {
@@ -61,10 +68,7 @@ func TestJWT(t *testing.T) {
 	if got := r.get(t, host, "/echo"); got.StatusCode != http.StatusOK {
 		t.Errorf("%s", got)
 	}
-	_, other, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	other, _ := newIssuer(t)
 	for _, c := range []struct{ name, token, forward, says string }{
 		{"of another device", token(t, key, claims("cam-2")), "80", "device or token is wrong"},
 		{"of another issuer", token(t, other, claims("cam-3")), "80", ""},
@@ -89,16 +93,7 @@ func TestJWT(t *testing.T) {
 // TestPolicies has authenticators let in some devices only, and some ports of theirs.
 func TestPolicies(t *testing.T) {
 	t.Parallel()
-	public, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalPKIXPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyFile := filepath.Join(t.TempDir(), "issuer.pem")
-	writePEM(t, keyFile, "PUBLIC KEY", der)
+	key, keyFile := newIssuer(t)
 	config := func(ports string) string {
 		return untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
 			"hostname device\nauth enrolled {\nallow_devices field-*\nallow_ports "+ports+"\n}\n"+

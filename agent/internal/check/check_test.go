@@ -161,6 +161,15 @@ func at(t *testing.T, server string) scene {
 	}}
 }
 
+// atClock is a configuration for a device whose clock says now, and a server that says
+// date and has a certificate of ca.
+func atClock(t *testing.T, ca authority, now time.Time, date string, certificate tls.Certificate) scene {
+	t.Helper()
+	s := at(t, serve(t, &edge{date: date}, certificate))
+	s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, now
+	return s
+}
+
 func (s scene) check(t *testing.T) (Cause, string) {
 	t.Helper()
 	var b bytes.Buffer
@@ -299,33 +308,23 @@ var scenes = map[string]func(t *testing.T) scene{
 	},
 	"clock was never set": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")
-		s := at(t, serve(t, &edge{date: "Sun, 01 Mar 2026 12:00:00 GMT"}, ca.server(t, "edge.test", 2020, 2100)))
-		s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC)
-		return s
+		return atClock(t, ca, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC), "Sun, 01 Mar 2026 12:00:00 GMT", ca.server(t, "edge.test", 2020, 2100))
 	},
 	"clock was never set, certificate is younger": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")
-		s := at(t, serve(t, &edge{date: "Sun, 01 Mar 2026 12:00:00 GMT"}, ca.since(t, "edge.test", sane.AddDate(0, 1, 0), 2100)))
-		s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC)
-		return s
+		return atClock(t, ca, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC), "Sun, 01 Mar 2026 12:00:00 GMT", ca.since(t, "edge.test", sane.AddDate(0, 1, 0), 2100))
 	},
 	"clock was never set, certificate expired": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")
-		s := at(t, serve(t, &edge{date: "Sun, 01 Mar 2026 12:00:00 GMT"}, ca.server(t, "edge.test", 2019, 2020)))
-		s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC)
-		return s
+		return atClock(t, ca, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC), "Sun, 01 Mar 2026 12:00:00 GMT", ca.server(t, "edge.test", 2019, 2020))
 	},
 	"clock was never set, and the edge's neither": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")
-		s := at(t, serve(t, &edge{date: "Thu, 01 Jan 2015 00:00:00 GMT"}, ca.since(t, "edge.test", sane.AddDate(0, 1, 0), 2100)))
-		s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC)
-		return s
+		return atClock(t, ca, time.Date(1970, 1, 1, 0, 1, 0, 0, time.UTC), "Thu, 01 Jan 2015 00:00:00 GMT", ca.since(t, "edge.test", sane.AddDate(0, 1, 0), 2100))
 	},
 	"clock is years ahead": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")
-		s := at(t, serve(t, &edge{date: "Sun, 01 Mar 2026 12:00:00 GMT"}, ca.server(t, "edge.test", 2020, 2100)))
-		s.config.TLS, s.now = &tls.Config{RootCAs: ca.pool()}, time.Date(2101, 1, 1, 0, 0, 0, 0, time.UTC)
-		return s
+		return atClock(t, ca, time.Date(2101, 1, 1, 0, 0, 0, 0, time.UTC), "Sun, 01 Mar 2026 12:00:00 GMT", ca.server(t, "edge.test", 2020, 2100))
 	},
 	"certificate expired": func(t *testing.T) scene {
 		ca := newAuthority(t, "Our CA")

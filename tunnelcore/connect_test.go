@@ -395,6 +395,44 @@ func TestGrantIgnoresClock(t *testing.T) {
 	}
 }
 
+// slowRegistry tells of grants by a clock that is an hour behind that of the node.
+type slowRegistry struct{ registry.Registry }
+
+func (r slowRegistry) FindGrants(ctx context.Context, ids []string) ([]registry.Grant, error) {
+	list, err := r.Registry.FindGrants(ctx, ids)
+	for i := range list {
+		if list[i].ID != "" {
+			list[i].Until = list[i].Until.Add(-time.Hour)
+		}
+	}
+	return list, err
+}
+
+func (r slowRegistry) Nodes(ctx context.Context) ([]registry.Node, error) {
+	list, err := r.Registry.Nodes(ctx)
+	for i := range list {
+		list[i].At = list[i].At.Add(-time.Hour)
+	}
+	return list, err
+}
+
+// TestGrantByNodeAhead wants a grant to last as long as it was made for at a node whose
+// clock is an hour ahead, too.
+func TestGrantByNodeAhead(t *testing.T) {
+	e := startEdgeOver(t, slowRegistry{openMemory(t)}, func(s *Settings) { s.Connect = true })
+	token, _ := e.grant(registry.GrantConnect, 30*time.Minute)
+	g, err := e.hub.CheckGrant(t.Context(), token, registry.GrantConnect, "cam-17", 22, visitor.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := time.Until(g.Until); left < 25*time.Minute || left > 35*time.Minute {
+		t.Errorf("%v are left of half an hour", left)
+	}
+	client, device := e.technician(e.connect(hello("cam-17")), token)
+	e.hub.grants.watch()
+	carries(t, client, device)
+}
+
 // TestGrantEndsWhileOpening revokes a grant whose technician waits for the device.
 func TestGrantEndsWhileOpening(t *testing.T) {
 	e, _ := startConnecting(t, openMemory(t))
@@ -482,6 +520,28 @@ func TestGrantLooksAreBounded(t *testing.T) {
 		t.Errorf("%d look-ups, %d turned away", reg.count()-asked, refused)
 	}
 	e.hub.grants.watch()
+}
+
+// TestGrantLooksOfOneAddress wants the look-ups of one address to be bounded where it
+// may guess as often as it likes, and those of others to have room beside it.
+func TestGrantLooksOfOneAddress(t *testing.T) {
+	reg := &awayRegistry{Registry: openMemory(t)}
+	e := startEdgeOver(t, reg, func(s *Settings) { s.Limits.UnauthenticatedPerAddress = 100_000 })
+	token, _ := e.grant(registry.GrantShare, time.Hour)
+	began, one := time.Now(), visitor.Addr()
+	for range 20 * grantLooks {
+		if _, err := e.hub.CheckGrant(t.Context(), wire.NewID()[:16]+token[16:], registry.GrantShare, "", 0, one); err == nil {
+			t.Fatal("let in")
+		}
+	}
+	// However slowly it went, the bucket has been filled no faster.
+	most := grantLooks + int(grantLookRate*time.Since(began).Seconds()) + 1
+	if asked := reg.count(); asked < grantLooks || asked > min(most, 20*grantLooks) {
+		t.Errorf("%d look-ups, want %d to %d", asked, grantLooks, most)
+	}
+	if _, err := e.hub.CheckGrant(t.Context(), token, registry.GrantShare, "", 0, one.Next()); err != nil {
+		t.Errorf("beside it: %v", err)
+	}
 }
 
 // FuzzGrantToken reads tokens, none of which is one that was given out.

@@ -56,7 +56,7 @@ type grants struct {
 type knownGrant struct {
 	registry.Grant           // zero: there is none
 	at             time.Time // when the registry said so
-	ends           time.Time // Until, however the machine's clock is set meanwhile
+	ends           time.Time // Until, however the machine's clock is set
 	asking         bool      // somebody asks again
 	unanswered     bool      // who asked last got no answer: watch asks until there is one
 	uses           map[*grantUse]struct{}
@@ -78,6 +78,15 @@ func (k *knownGrant) live(now time.Time) bool { return k.ID != "" && k.ends.Afte
 // trusted reports whether it is not too long ago that the registry has said so.
 func (g *grants) trusted(k *knownGrant, now time.Time) bool {
 	return now.Sub(k.at) <= g.hub.settings.Load().GrantTrust
+}
+
+// here returns a grant of which the registry, asked then, has told by its own clock how
+// long it lasts, with that by this node's clock, which may be hours off.
+func (g *grants) here(grant registry.Grant, then time.Time) registry.Grant {
+	if r := g.hub.admission.clock.Load(); r != nil && grant.ID != "" {
+		grant.Until = then.Add(grant.Until.Sub(r.registry.Add(then.Sub(r.local))))
+	}
+	return grant
 }
 
 // NewGrant records a grant, draws its id and secret, and returns the token that has
@@ -208,11 +217,12 @@ func (g *grants) find(ctx context.Context, id string, from netip.Addr) (registry
 	defer cancel()
 	list, err := g.hub.reg.FindGrants(asked, []string{id})
 	if err == nil {
-		g.learn(id, list[0], now)
-		if !there && list[0].ID != "" {
+		found := g.here(list[0], now)
+		g.learn(id, found, now)
+		if !there && found.ID != "" {
 			g.looks.giveBack(from)
 		}
-		return list[0], nil
+		return found, nil
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -313,7 +323,7 @@ func (g *grants) watch() {
 		}
 		for i, id := range page {
 			if err == nil {
-				g.learn(id, list[i], now)
+				g.learn(id, g.here(list[i], now), now)
 			} else {
 				g.doubt(id)
 			}

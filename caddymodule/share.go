@@ -41,8 +41,10 @@ const (
 )
 
 const (
-	// shareBody bounds what is posted, and shareCookies the cookies that are tried.
+	// shareBody bounds what is posted, shareTime how long that takes, and shareCookies
+	// the cookies that are tried.
 	shareBody    = 1 << 10
+	shareTime    = 10 * time.Second
 	shareCookies = 4
 )
 
@@ -199,6 +201,8 @@ func (h *Handler) serveShare(w http.ResponseWriter, r *http.Request, e *edge, ro
 	if !fromOwnPage(r) {
 		return refuseShared(w, r, &answers.Error{Code: wire.Forbidden, Message: "another site may not open devices, and this browser does not say that it was the link's own page"})
 	}
+	// A stranger may send a byte now and then; not all writers have deadlines.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shareTime))
 	body, err := io.ReadAll(io.LimitReader(r.Body, shareBody+1))
 	form, err2 := url.ParseQuery(string(body))
 	if err := errors.Join(err, err2); err != nil || len(body) > shareBody {

@@ -123,8 +123,11 @@ func (h *Hub) serveEnroll(w http.ResponseWriter, r *http.Request, from netip.Add
 	if err := h.checkEnroll(r, from); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), h.settings.Load().Limits.HandshakeTimeout)
+	within := h.settings.Load().Limits.HandshakeTimeout
+	ctx, cancel := context.WithTimeout(r.Context(), within)
 	defer cancel()
+	// A stranger may send a byte now and then; not all writers have deadlines.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(within))
 	var q EnrollRequest
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxEnroll+1))
 	if err == nil && len(body) <= maxEnroll {

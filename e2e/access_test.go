@@ -19,14 +19,37 @@ import (
 	"github.com/iottunnel/iottunnel/e2e/harness"
 )
 
-// accessRig is an edge whose pages are open by links alone, and that has connect.
-var accessRig = strings.Replace(untraced(plainRig("connect")), "\tlog\n\tiottunnel\n", "\tlog\n\tiottunnel {\n\t\taccess shared\n\t}\n", 1)
+// accessRig is an edge on one site whose pages are open by links alone, with a setting
+// of its own.
+func accessRig(setting string) string {
+	return `{
+	admin ADMIN
+	persist_config off
+	auto_https off
+	grace_period 2s
+	iottunnel {
+		domain devices.test
+		visitors http PORT
+		auth static {
+			device cam-1 token-of-cam-1
+		}
+		` + setting + `
+	}
+}
+http://:PORT {
+	bind 127.0.0.1
+	iottunnel {
+		access shared
+	}
+}
+`
+}
 
 // TestGrants has a technician reach a port by the programs as they are built, until
 // the grant is revoked.
 func TestGrants(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, accessRig)
+	r := startRig(t, accessRig("connect"))
 	echo := harness.ServeTCP(t, func(c *net.TCPConn) { io.Copy(c, c) })
 	a := r.start(t, "cam-1", "token-of-cam-1", "--forward", "7="+echo)
 	a.WaitStdout(t, 0, harness.UpTime, "7/tcp")
@@ -68,7 +91,7 @@ func TestGrants(t *testing.T) {
 // TestShareLink follows a link.
 func TestShareLink(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, accessRig)
+	r := startRig(t, accessRig("connect"))
 	origin := harness.StartOrigin(t)
 	_, host := r.agent(t, "cam-1", "token-of-cam-1", origin.Addr)
 	if got := r.get(t, host, "/echo"); got.StatusCode != http.StatusForbidden {
@@ -113,12 +136,41 @@ func auditEntry(t *testing.T, line string) (v visitEntry) {
 }
 
 // secureRig is a rig with TLS, whose devices are open by links alone, and that has TCP
-// by name on the same port.
-func secureRig(domain, allow string) string {
-	config := strings.NewReplacer("auto_https off", "auto_https disable_redirects\nskip_install_trust\nlocal_certs\nservers {\nlistener_wrappers {\niottunnel {\n"+allow+"\n}\n}\n}",
-		"visitors http", "visitors https", "http://127.0.0.1:PORT", "https://localhost:PORT", "http://*.devices.test", "https://*.devices.test").
-		Replace(recipe("iottunnel devices {\naccess shared\n}"))
-	return strings.ReplaceAll(config, "devices.test", domain)
+// by name on the same port, with a setting of its own.
+func secureRig(domain, byName string) string {
+	return `{
+	admin ADMIN
+	persist_config off
+	auto_https disable_redirects
+	skip_install_trust
+	local_certs
+	grace_period 2s
+	servers {
+		listener_wrappers {
+			iottunnel {
+				` + byName + `
+			}
+		}
+	}
+	iottunnel {
+		domain ` + domain + `
+		visitors https PORT
+		auth static {
+			device cam-1 token-of-cam-1
+		}
+	}
+}
+https://localhost:PORT {
+	bind 127.0.0.1
+	iottunnel agents
+}
+https://*.` + domain + `:PORT {
+	bind 127.0.0.1
+	iottunnel devices {
+		access shared
+	}
+}
+`
 }
 
 // secureAgent is agent for a secureRig.
@@ -390,6 +442,59 @@ func TestGrantsOverNodes(t *testing.T) {
 	_, _ = io.ReadAll(again)
 	inTime(t, "a grant that was revoked while Redis was away", time.Since(began), 10*time.Second)
 	sendsBack(t, "with Redis again", two.connectTo(t, connects[2].Token))
+}
+
+// TestGrantsWithAClockAhead makes grants at a node and uses them at another one whose
+// clock is an hour ahead.
+func TestGrantsWithAClockAhead(t *testing.T) {
+	t.Parallel()
+	redis := harness.StartRedis(t, harness.RedisSetup{})
+	one, two := startRig(t, sharedNode(redis, "edge-1")), startRig(t, sharedNode(redis, "edge-2"))
+	two.ShiftClock(t, time.Hour)
+	origin := harness.StartOrigin(t)
+	_, host := one.agent(t, "cam-1", "token-of-cam-1", origin.Addr, "--forward", "7="+harness.ServeTCP(t, harness.Echo))
+	var grant struct{ ID, Token string }
+	one.ask(t, "POST", "/iottunnel/grants", `{"device":"cam-1","port":7,"for":"30m"}`, &grant)
+	l := one.share(t, "cam-1:80", "30m")
+	l.URL = strings.Replace(l.URL, fmt.Sprint(one.port), fmt.Sprint(two.port), 1)
+	cookies := l.follow(t, two.client("127.0.0.1", nil)).Cookies()
+	if len(cookies) != 1 || cookies[0].MaxAge < 29*60-int(harness.Patience.Seconds()) || cookies[0].MaxAge > 30*60+5 {
+		t.Fatalf("a link for half an hour leaves %v", cookies)
+	}
+	if got := two.get(t, host, "/echo", "Cookie", cookies[0].Name+"="+cookies[0].Value); got.StatusCode != http.StatusOK {
+		t.Errorf("by the link: %s", got)
+	}
+	sendsBack(t, "by the grant", two.connectTo(t, grant.Token))
+}
+
+// TestSlowForms has strangers send a byte now and then of what takes a code, and of what
+// takes a token: neither is waited for.
+func TestSlowForms(t *testing.T) {
+	t.Parallel()
+	r := startRig(t, accessRig("auth enrolled"))
+	for name, head := range map[string]string{
+		"a code":  "POST /.iottunnel/v1/enroll HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n",
+		"a token": "POST /.iottunnel/share HTTP/1.1\r\nHost: nobody.devices.test\r\nOrigin: http://nobody.devices.test\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", r.port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(2 * harness.Patience))
+			io.WriteString(c, head+"Content-Length: 900\r\n\r\n")
+			got, err := http.ReadResponse(bufio.NewReader(c), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got.Body.Close()
+			if got.StatusCode != http.StatusBadRequest {
+				t.Errorf("%s", got.Status)
+			}
+		})
+	}
 }
 
 // TestShareBehindNginx follows a link through the router in Lua, to a site of routers

@@ -1,18 +1,26 @@
 package e2e
 
 import (
+	"crypto"
+	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,6 +30,12 @@ import (
 // token signs claims by EdDSA.
 func token(t *testing.T, key ed25519.PrivateKey, claims map[string]any) string {
 	t.Helper()
+	return tokenBy(t, map[string]string{"alg": "EdDSA", "typ": "JWT"}, claims, func(signed []byte) []byte { return ed25519.Sign(key, signed) })
+}
+
+// tokenBy makes a token with a signature over its first two parts (RFC 7515 §5.1).
+func tokenBy(t *testing.T, header map[string]string, claims map[string]any, sign func(signed []byte) []byte) string {
+	t.Helper()
 	part := func(v any) string {
 		b, err := json.Marshal(v)
 		if err != nil {
@@ -29,8 +43,8 @@ func token(t *testing.T, key ed25519.PrivateKey, claims map[string]any) string {
 		}
 		return base64.RawURLEncoding.EncodeToString(b)
 	}
-	signed := part(map[string]string{"alg": "EdDSA", "typ": "JWT"}) + "." + part(claims)
-	return signed + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(key, []byte(signed)))
+	signed := part(header) + "." + part(claims)
+	return signed + "." + base64.RawURLEncoding.EncodeToString(sign([]byte(signed)))
 }
 
 // newIssuer is the key of an issuer of tokens, and the file by which an edge checks them.
@@ -87,6 +101,168 @@ func TestJWT(t *testing.T) {
 	}
 	if log := strings.Join(r.Stderr.Since(0), "\n"); strings.Contains(log, "eyJ") {
 		t.Errorf("a token is in the log:\n%s", log)
+	}
+}
+
+// issuer publishes keys as a JSON Web Key Set (RFC 7517) on loopback.
+type issuer struct {
+	url  string
+	keys atomic.Value // []map[string]string
+}
+
+func startIssuer(t *testing.T) *issuer {
+	t.Helper()
+	i := new(issuer)
+	i.keys.Store([]map[string]string{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(map[string]any{"keys": i.keys.Load()})
+	}))
+	t.Cleanup(server.Close)
+	i.url = server.URL + "/jwks.json"
+	return i
+}
+
+// jwk is a public key as it is published.
+func jwk(id string, key crypto.PublicKey) map[string]string {
+	text := base64.RawURLEncoding.EncodeToString
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		return map[string]string{"kid": id, "kty": "OKP", "crv": "Ed25519", "x": text(key)}
+	case *ecdsa.PublicKey:
+		point, err := key.Bytes() // 4, x, y
+		if err != nil {
+			panic(err)
+		}
+		return map[string]string{"kid": id, "kty": "EC", "crv": "P-256", "x": text(point[1:33]), "y": text(point[33:])}
+	case *rsa.PublicKey:
+		return map[string]string{"kid": id, "kty": "RSA", "n": text(key.N.Bytes()), "e": text(big.NewInt(int64(key.E)).Bytes())}
+	}
+	panic("no such key")
+}
+
+// TestJWTByURL has devices come with tokens of each algorithm, by keys that the edge
+// fetches; the issuer changes its key, and for a while both count.
+func TestJWTByURL(t *testing.T) {
+	t.Parallel()
+	edPublic, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(alg, id, device string) string {
+		t.Helper()
+		claims := map[string]any{"sub": device, "aud": "edge.example.com", "exp": time.Now().Add(time.Hour).Unix()}
+		return tokenBy(t, map[string]string{"alg": alg, "kid": id}, claims, func(signed []byte) []byte {
+			sum := sha256.Sum256(signed)
+			switch alg {
+			case "ES256": // RFC 7518 §3.4
+				r, s, err := ecdsa.Sign(rand.Reader, ec, sum[:])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
+			case "RS256":
+				b, err := rsa.SignPKCS1v15(nil, rs, crypto.SHA256, sum[:])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
+			}
+			return ed25519.Sign(ed, signed)
+		})
+	}
+	keys := startIssuer(t)
+	keys.keys.Store([]map[string]string{jwk("ec", &ec.PublicKey), jwk("rs", &rs.PublicKey)})
+	config := func(allowed string) string {
+		return `{
+	admin ADMIN
+	persist_config off
+	auto_https off
+	grace_period 2s
+	iottunnel {
+		domain devices.test
+		visitors http PORT
+		auth jwt {
+			jwks_url ` + keys.url + `
+			audience edge.example.com
+			allow_devices ` + allowed + `
+		}
+	}
+}
+http://:PORT {
+	bind 127.0.0.1
+	iottunnel
+}
+`
+	}
+	r := startRig(t, config("cam-1 cam-2"))
+	origin := harness.StartOrigin(t)
+	serves := func(device, token string) *harness.Agent {
+		t.Helper()
+		a, host := r.agent(t, device, token, origin.Addr)
+		if got := r.get(t, host, "/echo"); got.StatusCode != http.StatusOK {
+			t.Errorf("%s: %s", device, got)
+		}
+		return a
+	}
+	serves("cam-1", sign("ES256", "ec", "cam-1"))
+	old := sign("RS256", "rs", "cam-2")
+	a := serves("cam-2", old)
+
+	// Keys are read anew when the configuration is.
+	keys.keys.Store([]map[string]string{jwk("rs", &rs.PublicKey), jwk("ed", edPublic)})
+	r.reload(t, config("cam-*"))
+	serves("cam-3", sign("EdDSA", "ed", "cam-3"))
+	a.Stop(t, harness.Patience)
+	a = serves("cam-2", old) // by the old key, which counts, too
+	a.Stop(t, harness.Patience)
+	keys.keys.Store([]map[string]string{jwk("ed", edPublic)})
+	r.reload(t, config("*"))
+	serves("cam-4", sign("EdDSA", "ed", "cam-4"))
+	refused := r.start(t, "cam-2", old, "--forward", "80="+origin.Addr, "--once")
+	if status := refused.Wait(t, harness.Patience); status != 3 {
+		t.Errorf("by a key that is published no more: status %d", status)
+	}
+}
+
+// TestTwoSecrets changes a device's secret: both count until the new one is used.
+func TestTwoSecrets(t *testing.T) {
+	t.Parallel()
+	r := startRig(t, untraced(plainRig("auth enrolled")))
+	origin := harness.StartOrigin(t)
+	ask := func(do string) string {
+		t.Helper()
+		var v struct{ Token string }
+		r.ask(t, "POST", "/iottunnel/devices/door-1/"+do, "", &v)
+		return v.Token
+	}
+	old := ask("enroll")
+	a, host := r.agent(t, "door-1", old, origin.Addr)
+	next := ask("rotate")
+	if next == old {
+		t.Fatal("the secret is the old one")
+	}
+	if got := r.get(t, host, "/echo"); got.StatusCode != http.StatusOK {
+		t.Errorf("while its secret changes: %s", got)
+	}
+	a.Stop(t, harness.Patience)
+	a, again := r.agent(t, "door-1", old, origin.Addr) // restarted before the new one has come
+	a.Stop(t, harness.Patience)
+	a, then := r.agent(t, "door-1", next, origin.Addr)
+	if again != host || then != host {
+		t.Errorf("its hostnames are %s, %s, %s", host, again, then)
+	}
+	a.Stop(t, harness.Patience)
+	refused := r.start(t, "door-1", old, "--forward", "80="+origin.Addr, "--once")
+	if status := refused.Wait(t, harness.Patience); status != 3 {
+		t.Errorf("with the old one, when the new one was used: status %d", status)
 	}
 }
 

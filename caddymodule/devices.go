@@ -230,7 +230,7 @@ const (
 	// scanPage is how many devices are read at once, and maxScan how many a list may
 	// go through: one that finds few says where to go on.
 	scanPage = 500
-	maxScan  = 4000
+	maxScan  = 3000
 )
 
 // devicePage is some of the list of devices, in the order of ids. Next is the

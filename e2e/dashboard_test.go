@@ -52,10 +52,11 @@ func (b *browser) enter(selector, text string) {
 	b.do(fmt.Sprintf("{ const e = document.querySelector(%q); e.value = %q; e.dispatchEvent(new Event('input', { bubbles: true })); e.dispatchEvent(new Event('change', { bubbles: true })) }", selector, text))
 }
 
-// sees waits until the page shows a text, and says where.
+// sees waits until the page shows a text, and says where. What is hidden it does not
+// see, although that has an innerText.
 func (b *browser) sees(selector, text string) {
 	b.t.Helper()
-	b.until(fmt.Sprintf("(document.querySelector(%q)?.innerText || '').includes(%q)", selector, text))
+	b.until(fmt.Sprintf("((e) => !!e && e.checkVisibility() && e.innerText.includes(%q))(document.querySelector(%q))", text, selector))
 }
 
 // ids waits until the rows are those, in that order.

@@ -63,7 +63,7 @@ function fail(err) {
   trouble = String(err.message || err);
   summarise();
   if (loadedAt || devices.size > 0) return;
-  byId("empty").textContent = "The list cannot be read: " + trouble + ". It is tried again.";
+  byId("empty").textContent = whyEmpty();
   byId("empty").hidden = false;
 }
 
@@ -103,15 +103,20 @@ function refresh() {
   const tag = byId("tag").value;
   shown = order.filter((d) => (!state || d.state === state) && (!tag || d.tags.includes(tag)) && (!text || d.text.includes(text)));
   const empty = byId("empty");
-  empty.hidden = shown.length > 0 || !loadedAt;
+  empty.hidden = shown.length > 0;
   viewport.hidden = shown.length === 0;
-  empty.textContent = devices.size === 0
-    ? "No device yet. “caddy iottunnel enroll ID” gives one its secret; it is listed here from then on."
-    : "No device matches.";
+  empty.textContent = whyEmpty();
   byId("table").setAttribute("aria-rowcount", shown.length + 1);
   offerTags();
   summarise();
   draw(true);
+}
+
+// whyEmpty says why no device is shown.
+function whyEmpty() {
+  if (devices.size > 0) return "No device matches.";
+  if (loadedAt) return "No device yet. “caddy iottunnel enroll ID” gives one its secret; it is listed here from then on.";
+  return trouble ? "The list cannot be read: " + trouble + ". It is tried again." : "Loading…";
 }
 
 // soon refreshes, but leaves the browser most of its time: a fleet that comes back is
@@ -152,6 +157,7 @@ function summarise() {
     to.textContent = "Not up to date" + (loadedAt ? " since " + new Date(loadedAt).toLocaleTimeString() : "") + ": " + trouble;
     return;
   }
+  if (!loadedAt && devices.size === 0) return; // nothing is known yet
   let online = 0;
   for (const d of order) if (d.state === "online") online++;
   to.append(element("b", "", online.toLocaleString()), " of " + devices.size.toLocaleString() + " online");

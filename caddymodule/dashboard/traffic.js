@@ -39,7 +39,8 @@ export function chart(id, bytes) {
   const e = svg("svg", { viewBox: "0 0 80 20", preserveAspectRatio: "none", class: "chart", role: "img", "aria-label": bytes(Math.round(rates.at(-1))) + " per second" });
   const title = svg("title", {});
   title.textContent = e.getAttribute("aria-label");
-  e.append(title, svg("polyline", { points: points.join(" ") }));
+  // The line below shows how far back the chart goes, whatever has been seen of it.
+  e.append(title, svg("path", { d: "M0 19.5h80" }), svg("polyline", { points: points.join(" ") }));
   return e;
 }
 

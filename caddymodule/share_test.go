@@ -202,6 +202,38 @@ func TestExportGrants(t *testing.T) {
 	})
 }
 
+// TestShareStaysWithDevice gives the hostname that a link was made for to another
+// device: what the link has left opens neither that one, nor its own under a new name.
+func TestShareStaysWithDevice(t *testing.T) {
+	f := start(t, sharedSite(filepath.Join(t.TempDir(), "audit.log")))
+	o := newOperator(t)
+	old := f.connect("cam-1", testSite())
+	host := old.up.Ports[0].URL
+	moved := strings.ReplaceAll(o.must("export"), `"cam-1"`, `"lyon-1"`)
+	link, _ := f.share(o, "cam-1:80")
+	cookie := f.follow(link)
+	o.must("relabel", "cam-1")
+	renamed := old.waitUp(t).Ports[0].URL
+	if out, say, err := o.run(moved, "import"); err != nil || !strings.HasPrefix(out, "1 devices imported") {
+		t.Fatal(out, say, err)
+	}
+	if r := f.get(host, "Cookie", cookie); r.StatusCode != 403 {
+		t.Errorf("before the other device has come: %v", r.Response)
+	}
+	if got := f.connect("lyon-1", testSite()).up.Ports[0].URL; got != host {
+		t.Fatalf("the other device is at %s, want %s", got, host)
+	}
+	if r := f.get(host, "Cookie", cookie); r.StatusCode != 403 {
+		t.Errorf("the other device: %v", r.Response)
+	}
+	if r := f.do("POST", host+".iottunnel/share", strings.NewReader("token="+link[strings.Index(link, "#")+1:]), "Referer", host); r.StatusCode != 403 {
+		t.Errorf("the link at the other device: %v", r.Response)
+	}
+	if r := f.get(renamed, "Cookie", cookie); renamed == host || r.StatusCode != 200 {
+		t.Errorf("its own device, by a browser that sends it there: %v", r.Response)
+	}
+}
+
 // hostileSite is testSite with a device that would like to have the cookie.
 func hostileSite() http.Handler {
 	site := testSite()

@@ -230,6 +230,25 @@ func TestLiteRefused(t *testing.T) {
 	})
 }
 
+// TestLiteTimes has it take times with a unit and without, and refuse others by name.
+func TestLiteTimes(t *testing.T) {
+	t.Parallel()
+	for value, refused := range map[string]bool{
+		"30": false, "30s": false, "15m": false, "900s": false,
+		"0s": true, "16m": true, "901": true, "30ms": true, "5h": true, "-1s": true, "": true, "m": true, "99999999999999999999m": true,
+	} {
+		// What comes next is missing, unless this is wrong.
+		status, _, errs := harness.RunToEnd(t, time.Minute, harness.Command{Name: "lite", Args: []string{sanitized(t), "--heartbeat=" + value}})
+		want := "--server, --device and --forward are needed"
+		if refused {
+			want = "--heartbeat: " + value + " is not a time from 1s to 900s, such as 30s or 5m"
+		}
+		if status != 2 || !strings.Contains(errs, want) {
+			t.Errorf("%q: status %d, %s; want %q", value, status, errs, want)
+		}
+	}
+}
+
 // TestLitePrograms runs the programs that answer by themselves: on POSIX sockets, and
 // on lwIP behind a tap device in a network of its own.
 func TestLitePrograms(t *testing.T) {

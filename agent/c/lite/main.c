@@ -34,8 +34,8 @@ static const char usage[] =
 	"  --profile P         basic: a connection per visitor (the default); inline: one connection for all, least memory\n"
 	"  --streams N         visitors at once, 1 to 32; default 8\n"
 	"  --buffer BYTES      held per visitor and direction, 64 to 32768; default 4096\n"
-	"  --heartbeat SECONDS default: the edge's\n"
-	"  --max-backoff S     longest pause between attempts; default 30\n"
+	"  --heartbeat TIME    such as 30s or 5m; default: the edge's\n"
+	"  --max-backoff TIME  longest pause between attempts; default 30s\n"
 	"  --allow-plaintext   send the secret over ws:// to other hosts than this one\n"
 	"  --once              end with the first failure: status 3 if refused, 4 if unreachable\n"
 	"  --version\n";
@@ -132,6 +132,17 @@ static unsigned long number(const char *option, const char *value, unsigned long
 	if (!isdigit((unsigned char)value[0]) || *end != 0 || n < from || n > to)
 		fail("%s: %s is not a number from %lu to %lu", option, value, from, to);
 	return n;
+}
+
+/* seconds takes 30, 30s and 5m: the agent in Go, whose configuration may serve here, wants the unit. */
+static unsigned seconds(const char *option, const char *value, unsigned long to) {
+	char *end;
+	unsigned long n = strtoul(value, &end, 10), unit = *end == 'm' ? 60 : 1;
+	if (*end == 'm' || *end == 's')
+		end++;
+	if (!isdigit((unsigned char)value[0]) || *end != 0 || n < 1 || n > to / unit)
+		fail("%s: %s is not a time from 1s to %lus, such as 30s or 5m", option, value, to);
+	return (unsigned)(n * unit);
 }
 
 /* forward takes PORT[/KIND][=HOST:PORT] apart. */
@@ -285,9 +296,9 @@ int main(int argc, char **argv) {
 		} else if (strcmp(option, "--buffer") == 0) {
 			cfg.buffer = (unsigned)number(option, value, 64, 32768);
 		} else if (strcmp(option, "--heartbeat") == 0) {
-			cfg.heartbeat_s = (unsigned)number(option, value, 1, 900);
+			cfg.heartbeat_s = seconds(option, value, 900);
 		} else if (strcmp(option, "--max-backoff") == 0) {
-			cfg.max_backoff_ms = (uint32_t)number(option, value, 1, 3600) * 1000;
+			cfg.max_backoff_ms = (uint32_t)seconds(option, value, 3600) * 1000;
 		} else {
 			fail("%s: no such option, or too often", option);
 		}

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -32,10 +31,6 @@ const (
 	// one TLS session, is all there ever is, and streams share what it carries.
 	ProfileInline Profile = "inline"
 )
-
-// ErrNotBuilt is in the error for what is known by name but not in this build
-// yet.
-var ErrNotBuilt = errors.New("not in this build yet")
 
 // Config says what an agent is. Servers, Device and Forwards are needed; the rest
 // has a default that works. Its values are not to be changed after New.

@@ -49,8 +49,8 @@ func parseForward(s string) (agent.Forward, error) {
 			}
 			f.Host = value
 		case "pin":
-			return agent.Forward{}, fmt.Errorf("option pin is %w: the edge speaks TLS to the service, and version 1 of the protocol cannot tell it whom to expect; "+
-				"leave it out, and forward to this device itself or over a network that you trust", agent.ErrNotBuilt)
+			return agent.Forward{}, errors.New("there is no option pin: the edge speaks TLS to the service, and version 1 of the protocol cannot tell it whom to expect; " +
+				"leave it out, and forward to this device itself or over a network that you trust")
 		default:
 			return agent.Forward{}, fmt.Errorf("no option %q; there are: host=NAME, proxy_protocol=v2", name)
 		}

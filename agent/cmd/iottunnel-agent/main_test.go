@@ -368,7 +368,7 @@ func TestParseForward(t *testing.T) {
 		"80=a:80,proxy_protocol":   "proxy_protocol is v2",
 		"80=a:80,host":             "host wants a name",
 		"80,host=a,host=b":         "option host is given twice",
-		"443=a:443,pin=00":         "option pin is not in this build yet",
+		"443=a:443,pin=00":         "there is no option pin: the edge speaks TLS",
 		"80=a:80,proxy_protocol=1": "proxy_protocol is v2",
 	} {
 		if f, err := parseForward(text); err == nil || !strings.Contains(err.Error(), want) {

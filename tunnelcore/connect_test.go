@@ -460,6 +460,33 @@ func TestGrantEndsWhileOpening(t *testing.T) {
 	}
 }
 
+// TestGrantIsDoubtedWhileOpening has a technician wait for the device for so long that
+// the node, which has no answer from the registry, trusts the grant no more.
+func TestGrantIsDoubtedWhileOpening(t *testing.T) {
+	reg := &awayRegistry{Registry: openMemory(t)}
+	e := startEdgeOver(t, reg, func(s *Settings) { s.Connect, s.GrantTrust = true, time.Hour })
+	a := e.connect(hello("cam-17"))
+	token, id := e.grant(registry.GrantConnect, 24*time.Hour)
+	got := make(chan error, 1)
+	go func() {
+		s, err := e.dial(connectCam, token)
+		if s != nil {
+			s.Close()
+		}
+		got <- err
+	}()
+	a.receive() // open, which the device does not answer
+	reg.set(true)
+	e.hub.grants.mu.Lock()
+	e.hub.grants.known[id].at = time.Now().Add(-2 * time.Hour)
+	e.hub.grants.mu.Unlock()
+	e.hub.grants.watch()
+	var refused *socket.StatusError
+	if err := <-got; !errors.As(err, &refused) || refused.Status != 503 {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestGrantEndsBeforeFirstBytes ends a grant whose technician's client takes nothing.
 func TestGrantEndsBeforeFirstBytes(t *testing.T) {
 	near, far := net.Pipe() // nobody reads

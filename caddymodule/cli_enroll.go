@@ -142,7 +142,7 @@ func (c *cli) createCode([]string) error {
 				device = "ID"
 			}
 			fmt.Fprintf(c.say, "Until %s, once, shown only now. The device exchanges it for its secret:\n"+
-				"  curl -d '{\"device\":\"%s\",\"code\":\"CODE\"}' https://EDGE/.iottunnel/v1/enroll\n",
+				"  iottunnel-agent enroll --server wss://EDGE --device %s --code CODE --token-file FILE\n",
 				v.Until.Format(time.RFC3339), device)
 		}
 		if _, err := fmt.Fprintln(c.out, v.Code); err != nil {

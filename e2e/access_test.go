@@ -336,6 +336,7 @@ func sharedNode(redis *harness.Redis, id string) string {
 		auth static {
 			device cam-1 token-of-cam-1
 		}
+		auth enrolled
 		connect
 		registry redis ` + redis.URL("") + `
 		node {
@@ -442,6 +443,27 @@ func TestGrantsOverNodes(t *testing.T) {
 	_, _ = io.ReadAll(again)
 	inTime(t, "a grant that was revoked while Redis was away", time.Since(began), 10*time.Second)
 	sendsBack(t, "with Redis again", two.connectTo(t, connects[2].Token))
+}
+
+// TestRevokedAtAnotherNode takes a device's secret away at a node that it is not connected
+// to: it is cut off within 5 s, and stays away.
+func TestRevokedAtAnotherNode(t *testing.T) {
+	t.Parallel()
+	redis := harness.StartRedis(t, harness.RedisSetup{})
+	one, two := startRig(t, sharedNode(redis, "edge-1")), startRig(t, sharedNode(redis, "edge-2"))
+	var v struct{ Token string }
+	two.ask(t, "POST", "/iottunnel/devices/door-1/enroll", "", &v)
+	origin := harness.StartOrigin(t)
+	a, _ := one.agent(t, "door-1", v.Token, origin.Addr)
+	mark := a.Stderr.Mark()
+	began := time.Now()
+	two.ask(t, "POST", "/iottunnel/devices/door-1/revoke", "", nil)
+	a.WaitStderr(t, mark, harness.Patience, "4003")
+	inTime(t, "a device that was revoked at another node", time.Since(began), 5*time.Second)
+	again := one.start(t, "door-1", v.Token, "--forward", "80="+origin.Addr, "--once")
+	if status := again.Wait(t, harness.Patience); status != 3 {
+		t.Errorf("with the secret that was taken away: status %d", status)
+	}
 }
 
 // TestGrantsWithAClockAhead makes grants at a node and uses them at another one whose

@@ -482,8 +482,8 @@ func TestGrantIsDoubtedWhileOpening(t *testing.T) {
 	e.hub.grants.mu.Unlock()
 	e.hub.grants.watch()
 	var refused *socket.StatusError
-	if err := <-got; !errors.As(err, &refused) || refused.Status != 503 {
-		t.Errorf("%v", err)
+	if err := <-got; !errors.As(err, &refused) || refused.Status != 503 || refused.Header.Get("Retry-After") == "" || !strings.Contains(string(refused.Body), "registry") {
+		t.Errorf("%v: %+v", err, refused)
 	}
 }
 

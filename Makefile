@@ -56,7 +56,7 @@ lint: ## vet, gofmt, staticcheck, shellcheck
 fuzz: ## each fuzz target for FUZZTIME
 	@scripts/fuzz
 
-bench: build ## the tunnel beside what can stand in its place (20 minutes; Linux, all of it as root only); prints tables
+bench: build ## the tunnel beside what can stand in its place (21 minutes; Linux, all of it as root only); prints tables
 	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME) $(BENCHFLAGS)
 
 soak: build ## what lasts: long faults, large crowds (15 minutes), then faults at random against real processes for SOAKTIME (Redis; root)

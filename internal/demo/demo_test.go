@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iottunnel/iottunnel/internal/freeport"
 )
 
 // The test binary plays the programs that the demo starts, under their names.
@@ -122,16 +124,7 @@ func play(t *testing.T, bin, data string) (s *stage, url string) {
 	return s, url
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
+func freePort(t *testing.T) string { return strconv.Itoa(int(freeport.One(t).Port())) }
 
 // line waits for a line that holds text.
 func (s *stage) line(t *testing.T, text string) string {

@@ -20,7 +20,14 @@ func (r *Registry) Claim(ctx context.Context, c registry.Claim) (registry.Lease,
 	if err := checkClaim(c); err != nil {
 		return registry.Lease{}, err
 	}
-	return crowd(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c) })
+	l, err := crowd(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c) })
+	switch {
+	case err == nil:
+		r.doubts.remove(c.Tunnel)
+	case inDoubt(err):
+		r.doubts.add(c.Tunnel, doubt{c.Device, c.Lease, r.now().Add(r.claimTime)})
+	}
+	return l, err
 }
 
 // claim has the device's key decide who holds the device. The rest follows from
@@ -33,14 +40,14 @@ func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease,
 		c.Evict = registry.Holder{}
 	}
 	for range tries {
-		p := r.run(ctx, claimScript, []string{r.keys.device(c.Device)},
-			c.Tunnel, c.Instance, c.Node.ID, c.Node.Epoch, live(c.Lease),
-			r.tail.Milliseconds(), r.grace.Milliseconds(), pendWindow.Milliseconds(),
-			c.Evict.Generation, c.Evict.Tunnel, dead.Generation, dead.Tunnel,
-			c.Label, newToken(), commit, r.portRest.Milliseconds())
+		p := r.claimDevice(ctx, c, dead, commit)
 		switch verdict := p.text(0); {
 		case p.err != nil:
 			return registry.Lease{}, p.err
+		case verdict == "late":
+			if err := r.isLate(ctx, r.keys.device(c.Device), p.number(1)); err != nil {
+				return registry.Lease{}, err
+			}
 		case verdict == "ok":
 			return r.granted(ctx, c, p, dead)
 		case verdict == "held":
@@ -54,6 +61,10 @@ func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease,
 			}
 			if lives {
 				return registry.Lease{}, &registry.HeldError{Incumbent: by}
+			}
+			// It may be the node's key that was lost. Of another error the next call tells.
+			if err := r.mayLease(ctx); errors.Is(err, errRestoring) {
+				return registry.Lease{}, err
 			}
 			// The script replaces just this holder: whoever comes in between is
 			// looked at anew.
@@ -75,6 +86,23 @@ func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease,
 		}
 	}
 	return registry.Lease{}, errBusy
+}
+
+// claimDevice has the device's key decide. A link that breaks keeps what was sent, and
+// delivers it when it is whole again: the device may be at another node by then,
+// so that nothing is carried out once the caller has given up.
+func (r *Registry) claimDevice(ctx context.Context, c registry.Claim, dead registry.Holder, commit string) reply {
+	key := r.keys.device(c.Device)
+	ctx, cancel, notAfter, err := r.notAfter(ctx, key)
+	defer cancel()
+	if err != nil {
+		return reply{err: err}
+	}
+	return r.run(ctx, claimScript, []string{key},
+		c.Tunnel, c.Instance, c.Node.ID, c.Node.Epoch, live(c.Lease),
+		r.tail.Milliseconds(), r.grace.Milliseconds(), pendWindow.Milliseconds(),
+		c.Evict.Generation, c.Evict.Tunnel, dead.Generation, dead.Tunnel,
+		c.Label, newToken(), commit, r.portRest.Milliseconds(), notAfter)
 }
 
 // reserveFresh reserves the label that the device is about to get; it may be that
@@ -150,7 +178,7 @@ func (r *Registry) granted(ctx context.Context, c registry.Claim, p reply, dead 
 	liveMS := live(c.Lease)
 	b := r.batch(ctx)
 	published := r.publish(b, l.Holder, l.Label, c.Node, liveMS)
-	r.keepPorts(b, liveMS, map[string]map[uint16]uint16{c.Device: ports})
+	kept := r.keepPorts(b, liveMS, map[string]map[uint16]uint16{c.Device: ports})
 	b.pipe.ZAdd(ctx, r.keys.devices(), redis.Z{Member: c.Device})
 	var epoch *redis.StringCmd
 	if replaced.Tunnel != "" && replaced.Holder != dead {
@@ -164,6 +192,15 @@ func (r *Registry) granted(ctx context.Context, c registry.Claim, p reply, dead 
 	}
 	if q := published.reply(); q.number(0) == -1 {
 		if err := r.retakeLabel(ctx, c, l); err != nil {
+			return registry.Lease{}, err
+		}
+	}
+	others, err := othersOf(kept)
+	if err != nil {
+		return registry.Lease{}, err
+	}
+	if len(others) > 0 {
+		if err := r.forgetPorts(ctx, l.Holder, others); err != nil {
 			return registry.Lease{}, err
 		}
 	}

@@ -34,6 +34,9 @@ func open(t *testing.T, o Options) *Registry {
 		o.Timeout = 20 * time.Second // many tests share two processors
 		o.DialTimeout = o.Timeout
 	}
+	if o.newTime == 0 {
+		o.newTime = time.Nanosecond // Redis is new, with nothing to wait for
+	}
 	r, err := Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)

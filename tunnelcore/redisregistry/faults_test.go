@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/iottunnel/iottunnel/internal/redistest"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 )
@@ -240,6 +242,56 @@ func TestRolledBack(t *testing.T) {
 	online(t, b, claim(t, a, c))
 }
 
+// TestNodeIsLost loses the key of a node that lives, and not the records of its devices:
+// another instance does not get them until that node has had the time to say so.
+func TestNodeIsLost(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	a, b := patient(t, Options{URL: "redis://" + s.Addr}), patient(t, Options{URL: "redis://" + s.Addr})
+	na, nb := beatNode(t, a, "a", "e1"), beatNode(t, b, "b", "e1")
+	beatNode(t, b, "b", "e1") // and sees a
+	cam := claim(t, a, ask(na, "cam", "t1"))
+	s.Do("SAVE")
+	s.Kill()
+	s.Start()
+	s.Do("DEL", a.keys.node("a"))
+	other := ask(nb, "cam", "t2")
+	other.Instance = "another"
+	refusedNew(t, b, other)
+	restore(t, b, nil)
+	refusedNew(t, b, other)
+	restore(t, a, []registry.Held{cam})
+	var held *registry.HeldError
+	if l, err := b.Claim(t.Context(), other); !errors.As(err, &held) || held.Incumbent.Holder != cam.Holder {
+		t.Errorf("Claim of a device that is connected: %+v, %v", l, err)
+	}
+	online(t, b, cam)
+}
+
+// TestSweep lists many devices that are gone: heartbeats take them out of the list.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	r := short(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, r, "n", "e1")
+	cam := claim(t, r, ask(n, "cam", "t1"))
+	const many = 3000
+	var gone []redis.Z
+	for i := range many {
+		gone = append(gone, redis.Z{Member: fmt.Sprintf("d%04d", i)})
+	}
+	if err := r.c.ZAdd(t.Context(), r.keys.devices(), gone...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for range sweepEvery + many/sweepMost + 1 {
+		beatNode(t, r, "n", "e1")
+	}
+	if left := s.Do("ZRANGE", r.keys.devices(), "0", "-1"); left != "cam" {
+		t.Errorf("%d devices are listed, want one", strings.Count(left, "\n")+1)
+	}
+	online(t, r, cam)
+}
+
 func TestFlushed(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, redistest.Options{})
@@ -399,8 +451,104 @@ func TestClusterLosesAMaster(t *testing.T) {
 		for _, h := range held {
 			online(t, r, h)
 		}
+		if list, _, err := r.Ports(t.Context(), 0); err != nil || len(list) != 5 {
+			t.Errorf("Ports: %v, %v, want the 5 that are leased", list, err)
+		}
 		beatNode(t, r, "n1", "e1")
 	}
+}
+
+// TestClusterIsFlushed flushes one master after the other, as redis-cli does, of which just one
+// has the node's key.
+func TestClusterIsFlushed(t *testing.T) {
+	t.Parallel()
+	servers := redistest.Cluster(t, nil)
+	var addrs []string
+	for _, s := range servers {
+		addrs = append(addrs, s.Addr)
+	}
+	r := patient(t, Options{Cluster: addrs})
+	n := beatNode(t, r, "n1", "e1")
+	var held []registry.Held
+	for i := range 30 {
+		held = append(held, claim(t, r, ask(n, fmt.Sprintf("d%02d", i), "t1")))
+	}
+	for i, s := range servers {
+		notLost(t, r)
+		s.Do("FLUSHALL")
+		if i == 0 { // by a call that misses something, else by a heartbeat
+			refresh(t, r, held)
+		} else {
+			beatNode(t, r, "n1", "e1")
+		}
+		select {
+		case <-r.Lost():
+		default:
+			t.Error("the flush is not noticed")
+		}
+		restore(t, r, held)
+		refresh(t, r, held)
+		for _, h := range held {
+			online(t, r, h)
+		}
+		s.Do("CONFIG", "RESETSTAT")
+		beatNode(t, r, "n1", "e1")
+	}
+	notLost(t, r)
+}
+
+// TestPortsAreLost loses public ports, and not the records of those that have them.
+func TestPortsAreLost(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	r := patient(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, r, "n", "e1")
+	cam, door, bell := claim(t, r, ask(n, "cam", "t1")), claim(t, r, ask(n, "door", "t1")), claim(t, r, ask(n, "bell", "t1"))
+	all := []registry.Held{cam, door, bell}
+	for i, want := range [][]uint16{{22, 80}, {22}, {9, 80, 443}} {
+		leasePorts(t, r, &all[i], want...)
+	}
+	lose := func() {
+		s.Do(append([]string{"DEL"}, r.keys.portKeys()...)...)
+	}
+	leased := func(want int) {
+		t.Helper()
+		if list, _, err := r.Ports(t.Context(), 0); err != nil || len(list) != want {
+			t.Errorf("Ports: %v, %v, want %d", list, err, want)
+		}
+	}
+	lose()
+	s.Do("HDEL", r.keys.device("door"), "ports") // as of before they were leased
+	s.Do("HSET", r.keys.device("bell"), "ports", fmt.Sprintf("80=%d", all[2].Ports[80]), "rests",
+		fmt.Sprintf("443=%d=%d", all[2].Ports[443], time.Now().Add(time.Hour).UnixMilli()))
+	restore(t, r, all)
+	leased(6)
+	for _, h := range all {
+		online(t, r, h)
+	}
+	if rests := s.Do("HGET", r.keys.device("bell"), "rests"); rests != "" {
+		t.Errorf("%s rests while it is leased", rests)
+	}
+
+	// Somebody else gets one before it is written again.
+	lose()
+	thief := claim(t, r, ask(n, "thief", "t1"))
+	public := all[0].Ports[22]
+	if _, err := r.LeasePorts(t.Context(), thief.Holder, []uint16{22}, public, public); err != nil {
+		t.Fatal(err)
+	}
+	refresh(t, r, all, all[0].Holder)
+	restore(t, r, all, all[0].Holder)
+	leased(6) // all, but one of them is the thief's
+	again := claim(t, r, ask(n, "cam", "t2"))
+	again.Ports = map[uint16]uint16{80: all[0].Ports[80]}
+	online(t, r, again)
+	leasePorts(t, r, &again, 22, 80)
+	if again.Ports[22] == public || again.Ports[80] != all[0].Ports[80] {
+		t.Errorf("ports %v after %v, of which %d is another's", again.Ports, all[0].Ports, public)
+	}
+	leased(7)
+	refresh(t, r, []registry.Held{again, all[1], all[2], thief})
 }
 
 func TestOptions(t *testing.T) {
@@ -434,5 +582,72 @@ func TestOptions(t *testing.T) {
 	s := redistest.Start(t, redistest.Options{Args: []string{"--requirepass", "another"}, CLI: []string{"--pass", "another"}})
 	if _, err := Open(t.Context(), Options{URL: "redis://:" + secret + "@" + s.Addr, Require: true}); err == nil || strings.Contains(err.Error(), secret) {
 		t.Errorf("Open with a wrong password: %v", err)
+	}
+}
+
+// TestStartAfterLoss starts nodes beside a Redis that has come back empty: they hand
+// out nothing that a node holds which was there before.
+func TestStartAfterLoss(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	o := Options{URL: "redis://" + s.Addr}
+	a := patient(t, o)
+	na := beatNode(t, a, "a", "e1")
+	cam, door := claim(t, a, ask(na, "cam", "t1")), claim(t, a, ask(na, "door", "t1"))
+	leasePorts(t, a, &cam, 22)
+	s.Kill()
+	s.Start()
+	var ahead atomic.Int64
+	o.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	o.newTime = time.Minute
+	b, c := patient(t, o), patient(t, o)
+	nb, nc := beatNode(t, b, "b", "e1"), beatNode(t, c, "c", "e1")
+	moved := ask(nb, "door", "t2")
+	moved.Label = "another"
+	refusedNew(t, b, moved)
+	refusedNew(t, c, ask(nc, "bell", "t1"))
+	awaitLost(t, a, na) // and its heartbeat says that it has not restored yet
+	ahead.Store(int64(o.newTime))
+	beatNode(t, b, "b", "e1")
+	beatNode(t, c, "c", "e1")
+	refusedNew(t, b, moved)
+	refusedNew(t, c, ask(nc, "bell", "t1"))
+	restore(t, a, []registry.Held{cam, door})
+	if l := claim(t, b, moved); l.Label != door.Label {
+		t.Errorf("door gets the label %q at another node, want its own, %q", l.Label, door.Label)
+	}
+	bell := claim(t, c, ask(nc, "bell", "t1"))
+	leasePorts(t, c, &bell, 22)
+	if bell.Ports[22] == cam.Ports[22] {
+		t.Errorf("port %d is leased twice", bell.Ports[22])
+	}
+	notLost(t, b)
+}
+
+// TestReadBeforeRestore judges what was read while it was lost, once it is there again.
+func TestReadBeforeRestore(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t, redistest.Options{})
+	r := patient(t, Options{URL: "redis://" + s.Addr})
+	n := beatNode(t, r, "a", "e1")
+	cam := claim(t, r, ask(n, "cam", "t1"))
+	s.Do("FLUSHALL")
+	began := r.now()
+	records, _, err := r.readAll(t.Context(), []string{"cam"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	by := records[0].generationText()
+	awaitLost(t, r, n)
+	restore(t, r, []registry.Held{cam})
+	lost, err := r.sortLost(t.Context(), []registry.Holder{cam.Holder}, []string{by}, []bool{false}, began)
+	if len(lost) > 0 || err != nil {
+		t.Errorf("lost %v, %v, though it was written again meanwhile", lost, err)
+	}
+	if err := r.lostError(t.Context(), cam.Holder, by, began); !errors.Is(err, errRestoring) {
+		t.Errorf("a call that missed it then: %v", err)
+	}
+	if err := r.lostError(t.Context(), cam.Holder, by, r.now()); !errors.Is(err, registry.ErrLost) {
+		t.Errorf("a call that misses it now: %v", err)
 	}
 }

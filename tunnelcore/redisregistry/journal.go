@@ -114,7 +114,7 @@ func (r *Registry) Note(ctx context.Context, events []registry.Event) error {
 	if err != nil || len(events) == 0 {
 		return err
 	}
-	ops := newToken()
+	op := newToken()
 	_, err = crowd(ctx, r, "note", func(ctx context.Context) (struct{}, error) {
 		b := r.batch(ctx)
 		calls := make([]*scriptCall, len(events))
@@ -124,7 +124,7 @@ func (r *Registry) Note(ctx context.Context, events []registry.Event) error {
 				connects = 1
 			}
 			calls[i] = b.script(noteScript, []string{r.keys.journal(e.Device)}, e.Kind+"\t"+e.Node+"\t"+e.Detail, connects,
-				registry.MaxEvents, registry.EventTime.Milliseconds(), ops+strconv.Itoa(i))
+				registry.MaxEvents, registry.EventTime.Milliseconds(), op, i)
 		}
 		if err := b.run(); err != nil {
 			return struct{}{}, err

@@ -13,6 +13,7 @@ import (
 type keys struct{ prefix string }
 
 func (k keys) schema() string            { return k.prefix + "schema" }
+func (k keys) fresh() string             { return k.prefix + "schema:new" }
 func (k keys) hints() string             { return k.prefix + "hints" } // a channel
 func (k keys) device(id string) string   { return k.prefix + "device:{" + id + "}" }
 func (k keys) lease(label string) string { return k.prefix + "lease:{" + label + "}" }

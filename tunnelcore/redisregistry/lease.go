@@ -3,12 +3,19 @@ package redisregistry
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+)
+
+const (
+	routeLook  = 15 * time.Minute
+	routeTurns = 8
 )
 
 // Refresh implements registry.Registry. Where Redis has lost what the holders
@@ -37,12 +44,13 @@ func (r *Registry) Refresh(ctx context.Context, lease time.Duration, holders []r
 // refresh prolongs first what depends on the leases, and then them: a crash in
 // between leaves no lease with a route or a port that ends before it.
 func (r *Registry) refresh(ctx context.Context, liveMS int64, holders []registry.Holder) ([]registry.Holder, error) {
+	began := r.now()
 	records, _, err := r.readAll(ctx, devicesOf(holders))
 	if err != nil {
 		return nil, err
 	}
 	b := r.batch(ctx)
-	routes := make([]*redis.BoolCmd, len(holders))
+	routes := make([]routeCalls, len(holders))
 	ports := map[string]map[uint16]uint16{}
 	var mine []int
 	for i, h := range holders {
@@ -51,13 +59,20 @@ func (r *Registry) refresh(ctx context.Context, liveMS int64, holders []registry
 			continue
 		}
 		mine = append(mine, i)
-		routes[i] = b.pipe.PExpire(ctx, r.keys.lease(rec.label), time.Duration(liveMS)*time.Millisecond+r.tail)
+		routes[i].kept = b.pipe.PExpire(ctx, r.keys.lease(rec.label), time.Duration(liveMS)*time.Millisecond+r.tail)
+		if looksAtRoute(liveMS) {
+			routes[i].gen = b.pipe.HGet(ctx, r.keys.lease(rec.label), "gen")
+		}
 		if len(rec.ports) > 0 {
 			ports[h.Device] = rec.ports
 		}
 	}
-	r.keepPorts(b, liveMS, ports)
+	kept := r.keepPorts(b, liveMS, ports)
 	if err := b.run(); err != nil {
+		return nil, err
+	}
+	others, err := othersOf(kept)
+	if err != nil {
 		return nil, err
 	}
 
@@ -70,7 +85,7 @@ func (r *Registry) refresh(ctx context.Context, liveMS int64, holders []registry
 	}
 	b = r.batch(ctx)
 	for _, i := range mine {
-		if by[i] == "" && !routes[i].Val() { // the route has gone: evicted, or deleted by hand
+		if by[i] == "" && !routes[i].leadTo(holders[i]) {
 			r.publish(b, holders[i], records[i].label, records[i].tunnel.Node, liveMS)
 		}
 	}
@@ -83,7 +98,51 @@ func (r *Registry) refresh(ctx context.Context, liveMS int64, holders []registry
 			lapsed[i] = rec.label == "" && rec.tunnel.Holder == holders[i]
 		}
 	}
-	return r.sortLost(ctx, holders, by, lapsed)
+	lost, err := r.sortLost(ctx, holders, by, lapsed, began)
+	if err != nil || len(others) == 0 {
+		return lost, err
+	}
+	robbed, err := r.robbed(ctx, holders, others)
+	for _, h := range robbed {
+		if !slices.Contains(lost, h) {
+			lost = append(lost, h)
+		}
+	}
+	return lost, err
+}
+
+// robbed returns the holders that still have a public port which is another's: only
+// a new tunnel can tell their agents of another one.
+func (r *Registry) robbed(ctx context.Context, holders []registry.Holder, others map[string]bool) (list []registry.Holder, err error) {
+	records, _, err := r.readAll(ctx, devicesOf(holders))
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range holders {
+		if records[i].heldBy(h) && haveOthers(h.Device, records[i].ports, others) {
+			r.log.Warn("a public port was leased to another device meanwhile", "device", h.Device)
+			list = append(list, h)
+		}
+	}
+	return list, nil
+}
+
+// routeCalls are what a refresh asks for a route.
+type routeCalls struct {
+	kept *redis.BoolCmd
+	gen  *redis.StringCmd // nil where it is not looked at
+}
+
+// leadTo says whether the route is there, and h's as far as was looked at: it may have been
+// deleted by hand, or a reservation that came late has taken the node out of it.
+func (c routeCalls) leadTo(h registry.Holder) bool {
+	return c.kept.Val() && (c.gen == nil || c.gen.Val() == strconv.FormatInt(h.Generation, 10))
+}
+
+// looksAtRoute says whether a refresh looks at a route: always, but where leases are so short that
+// there are many refreshes, one in routeTurns does.
+func looksAtRoute(liveMS int64) bool {
+	return liveMS > routeLook.Milliseconds() || rand.N(routeTurns) == 0
 }
 
 // refreshLeases prolongs the leases of holders[i] for the i of mine; by[i] is
@@ -129,8 +188,8 @@ func (r *Registry) refreshCall(ctx context.Context, holders []registry.Holder, l
 // sortLost returns the holders that do not hold their device, judged by the
 // generation that does; empty means that they do. The lease of one that has lapsed
 // has run out while Redis was away, and nobody has claimed the device since: Restore
-// finds out whether it can have its label again.
-func (r *Registry) sortLost(ctx context.Context, holders []registry.Holder, by []string, lapsed []bool) (lost []registry.Holder, err error) {
+// finds out whether it can have its label again. The generations were read since began.
+func (r *Registry) sortLost(ctx context.Context, holders []registry.Holder, by []string, lapsed []bool, began time.Time) (lost []registry.Holder, err error) {
 	looked, restoring := false, false
 	for i, h := range holders {
 		if by[i] == "" {
@@ -141,7 +200,7 @@ func (r *Registry) sortLost(ctx context.Context, holders []registry.Holder, by [
 			continue
 		}
 		if missing(h, by[i]) && !looked {
-			if restoring, err = r.hasLostData(ctx); err != nil {
+			if restoring, err = r.hasLostData(ctx, began); err != nil {
 				return nil, err
 			}
 			looked = true
@@ -175,16 +234,14 @@ func (r *Registry) Release(ctx context.Context, h registry.Holder, lease time.Du
 // a device that is offline.
 func (r *Registry) release(ctx context.Context, h registry.Holder, lease time.Duration, why string) error {
 	leaseMS := millis(lease)
-	var scores map[uint16]int64
-	if leaseMS == 0 {
-		// The next lease may take the ports back at once, and then has them.
-		records, _, err := r.readAll(ctx, []string{h.Device})
-		if err != nil {
-			return err
-		}
-		if scores, err = r.portScores(ctx, records[0].ports); err != nil {
-			return err
-		}
+	// The next tunnel may keep the ports or take them back at once, and then has them.
+	records, _, err := r.readAll(ctx, []string{h.Device})
+	if err != nil {
+		return err
+	}
+	scores, err := r.portScores(ctx, records[0].ports)
+	if err != nil {
+		return err
 	}
 	p := r.run(ctx, releaseScript, []string{r.keys.device(h.Device)},
 		h.Generation, h.Tunnel, leaseMS, r.tail.Milliseconds(), shorten(why), newToken())

@@ -17,9 +17,11 @@ const (
 	// keepNodes is how long a node that is gone stays in the list of nodes.
 	keepNodes = 24 * time.Hour
 	// sweepEvery is after how many heartbeats some of the list of devices is looked
-	// through, and sweepSize how many: 64 a minute.
+	// through, and sweepSize how many: 64 a minute. Where many of them have no lease any more,
+	// sweepMost with each heartbeat: devices that come but once leave no list that grows.
 	sweepEvery = 20
 	sweepSize  = 64
+	sweepMost  = batchSize
 )
 
 // Beat implements registry.Registry. It also looks whether Redis has lost data
@@ -42,10 +44,15 @@ func (r *Registry) beat(ctx context.Context, n registry.Node) error {
 	if n.Draining {
 		draining = 1
 	}
+	if !r.watch.acquainted() {
+		// So that its first heartbeat says that it has nothing to write again. Of an error
+		// the heartbeat tells.
+		_ = r.look(ctx)
+	}
 	sent := r.now()
 	b := r.batch(ctx)
 	beat := b.script(beatScript, []string{r.keys.node(n.ID)},
-		n.Epoch, r.nodeTTL.Milliseconds(), n.URL, n.Internal, n.Clients, n.Capacity, draining, r.watch.restoredTo())
+		n.Epoch, r.nodeTTL.Milliseconds(), n.URL, n.Internal, n.Clients, n.Capacity, draining, r.watch.restoredTo(), newToken())
 	enlisted := b.script(enlistScript, []string{r.keys.nodes()},
 		n.ID, r.nodeTTL.Milliseconds(), keepNodes.Milliseconds())
 	if err := b.run(); err != nil {
@@ -70,28 +77,45 @@ func (r *Registry) beat(ctx context.Context, n registry.Node) error {
 		r.log.Debug("redis does not tell its state", "error", err)
 	}
 	count := r.watch.beat(r, n, sent, was == 2, ids)
-	if count%sweepEvery == 0 {
-		if err := r.sweep(ctx); err != nil && ctx.Err() == nil {
-			r.log.Debug("the list of devices was not swept", "error", err)
-		}
+	if err := r.sweep(ctx, count); err != nil && ctx.Err() == nil {
+		r.log.Debug("the list of devices was not swept", "error", err)
+	}
+	if err := r.settleDoubts(ctx); err != nil && ctx.Err() == nil {
+		r.log.Debug("claims that were given up were not looked after", "error", err)
 	}
 	return nil
 }
 
 // sweep takes devices without a lease out of some of the list of devices, going
-// on where it left off.
-func (r *Registry) sweep(ctx context.Context) error {
-	ids, err := r.deviceIDs(ctx, r.watch.sweptTo(), sweepSize)
+// on where it left off, when it is its turn after so many heartbeats.
+func (r *Registry) sweep(ctx context.Context, beats int) error {
+	from, stale := r.watch.sweptTo()
+	size := sweepMost
+	if !stale {
+		if size = sweepSize; beats%sweepEvery != 0 {
+			return nil
+		}
+	}
+	ids, err := r.deviceIDs(ctx, from, size)
 	if err != nil {
 		return err
 	}
-	_, err = r.known(ctx, ids)
-	next := ""
-	if len(ids) == sweepSize {
-		next = ids[sweepSize-1]
+	records, err := r.known(ctx, ids)
+	if err != nil {
+		return err
 	}
-	r.watch.swept(next)
-	return err
+	gone := 0
+	for _, rec := range records {
+		if rec.label == "" {
+			gone++
+		}
+	}
+	next := ""
+	if len(ids) == size {
+		next = ids[size-1]
+	}
+	r.watch.swept(next, gone > size/4)
+	return nil
 }
 
 // Leave implements registry.Registry.

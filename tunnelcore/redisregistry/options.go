@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,7 +64,7 @@ type Options struct {
 	Logger *slog.Logger
 
 	// Times that tests shorten; zero means what the constants of these names say.
-	nodeTTL, portRest, settle time.Duration
+	nodeTTL, portRest, settle, newTime time.Duration
 	// now is the clock of the tests' Redis; nil: the machine's.
 	now func() time.Time
 }
@@ -187,6 +188,11 @@ func connectURL(o Options, u redis.UniversalOptions) (redis.UniversalClient, err
 	if plain, err := url.Parse(o.URL); err != nil || (plain.Scheme != "unix" && plain.RawQuery != "") || plain.Fragment != "" {
 		return nil, errors.New("url: options belong into the configuration, not into the URL; " + want)
 	}
+	if parsed.Network != "unix" {
+		if err := checkAddrs("url", []string{parsed.Addr}); err != nil {
+			return nil, err
+		}
+	}
 	u.DB = parsed.DB
 	if o.Password == "" {
 		u.Username, u.Password = parsed.Username, parsed.Password
@@ -212,8 +218,12 @@ func checkAddrs(what string, addrs []string) error {
 		return fmt.Errorf("%s: addresses are missing", what)
 	}
 	for _, addr := range addrs {
-		if host, port, err := net.SplitHostPort(addr); err != nil || host == "" || port == "" {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil || host == "" || port == "" {
 			return fmt.Errorf("%s: address %q: want host:port", what, addr)
+		}
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("%s: port %q: want 1 to 65535", what, port)
 		}
 	}
 	return nil
@@ -235,10 +245,13 @@ func newRegistry(c redis.UniversalClient, o Options) *Registry {
 		log:      o.Logger,
 		nodeTTL:  orDefault(o.nodeTTL, registry.NodeTTL),
 		portRest: orDefault(o.portRest, registry.PortRest),
+		newTime:  orDefault(o.newTime, newTime),
 		perCall:  keysPerCall,
 		now:      o.now,
 		turns:    make(chan struct{}, turnsOf(cmp.Or(o.PoolSize, 10*runtime.GOMAXPROCS(0)))),
 		watch:    newWatch(orDefault(o.settle, settleTime)),
+		// One try that is not answered, and another.
+		claimTime: 2 * orDefault(o.Timeout, defaultTimeout),
 	}
 	r.life, r.end = context.WithCancel(context.Background())
 	r.tail, r.grace = r.portRest, r.portRest/2

@@ -45,13 +45,14 @@ func (r *Registry) LeasePorts(ctx context.Context, h registry.Holder, want []uin
 // crash in between leaves a port unused until the lease would have ended, and
 // never one in two records. It is not done when the record has changed.
 func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uint16, first, last uint16) (ports map[uint16]uint16, done bool, err error) {
+	began := r.now()
 	records, now, err := r.readAll(ctx, []string{h.Device})
 	if err != nil {
 		return nil, false, err
 	}
 	rec := records[0]
 	if !rec.heldBy(h) {
-		return nil, false, r.lostError(ctx, h, rec.generationText())
+		return nil, false, r.lostError(ctx, h, rec.generationText(), began)
 	}
 	kept := map[uint16]uint16{}
 	for _, port := range want {
@@ -110,7 +111,7 @@ func (r *Registry) leasePorts(ctx context.Context, h registry.Holder, want []uin
 			return nil, false, err
 		}
 		if verdict == 0 {
-			return nil, false, r.lostError(ctx, h, p.text(1))
+			return nil, false, r.lostError(ctx, h, p.text(1), began)
 		}
 		return nil, false, nil
 	}
@@ -217,7 +218,8 @@ func without(ports, other map[uint16]uint16) map[uint16]uint16 {
 	return rest
 }
 
-// keepPorts adds to a batch that the public ports of devices last for a lease.
+// keepPorts adds to a batch that the public ports of devices last for a lease. othersOf
+// tells of those that do not, once it has run.
 func (r *Registry) keepPorts(b *batch, liveMS int64, ports map[string]map[uint16]uint16) []*scriptCall {
 	const perCall = 200
 	head := []any{liveMS, r.portRest.Milliseconds(), r.keys.hints(), portsHint}
@@ -241,20 +243,67 @@ func (r *Registry) keepPorts(b *batch, liveMS int64, ports map[string]map[uint16
 	return calls
 }
 
+// othersOf returns which owners have not got their public port by keepPorts: it
+// belongs to another, which only lost data can bring about.
+func othersOf(calls []*scriptCall) (owners map[string]bool, err error) {
+	for _, c := range calls {
+		p := c.reply()
+		for i := range p.list {
+			if owners == nil {
+				owners = map[string]bool{}
+			}
+			owners[p.text(i)] = true
+		}
+		if p.err != nil {
+			return nil, p.err
+		}
+	}
+	return owners, nil
+}
+
+// haveOthers says whether one of the ports belongs to another device.
+func haveOthers(device string, ports map[uint16]uint16, owners map[string]bool) bool {
+	for port := range ports {
+		if owners[portOwner(device, port)] {
+			return true
+		}
+	}
+	return false
+}
+
+// forgetPorts takes ports out of the record of a device that belong to others by now: it gets
+// new ones when it leases ports.
+func (r *Registry) forgetPorts(ctx context.Context, h registry.Holder, owners map[string]bool) error {
+	for range tries {
+		records, _, err := r.readAll(ctx, []string{h.Device})
+		if err != nil {
+			return err
+		}
+		rec := records[0]
+		if !rec.heldBy(h) || !haveOthers(h.Device, rec.ports, owners) {
+			return nil
+		}
+		left := maps.Clone(rec.ports)
+		maps.DeleteFunc(left, func(port, _ uint16) bool { return owners[portOwner(h.Device, port)] })
+		p := r.run(ctx, setPortsScript, []string{r.keys.device(h.Device)}, h.Generation, h.Tunnel,
+			encodePorts(rec.ports), encodePorts(left), rec.until, rec.restsText, rec.restsText)
+		if p.number(0) != 2 || p.err != nil {
+			r.log.Warn("a public port was leased to another device meanwhile", "device", h.Device)
+			return p.err
+		}
+	}
+	return errBusy
+}
+
 // leavePorts adds to a batch that public ports of a device are leased for leaseMS
-// more and then rest; where scores are given, only those that have the same score
-// still.
+// more and then rest: those that have the same score still.
 func (r *Registry) leavePorts(b *batch, leaseMS int64, device string, ports map[uint16]uint16, scores map[uint16]int64) {
 	if len(ports) == 0 {
 		return
 	}
 	args := []any{leaseMS, r.portRest.Milliseconds(), r.keys.hints(), portsHint}
 	for port, public := range ports {
-		var score any = ""
-		if scores != nil {
-			score = scores[public]
-		}
-		args = append(args, public, portOwner(device, port), score)
+		args = append(args, public, portOwner(device, port), scores[public])
 	}
 	b.script(leavePortsScript, r.keys.portKeys(), args...)
 }

@@ -42,7 +42,7 @@ var (
 	errBusy   = errors.New("too many others change the same device")
 	errLapsed = errors.New("the lease has run out meanwhile")
 	// errRestoring is why nothing new is leased for a while, and why nobody is lost.
-	errRestoring = errors.New("redis has lost data: what nodes hold is being written again")
+	errRestoring = registry.ErrRestoring
 )
 
 // Registry is a registry.Registry on Redis. All methods may be called
@@ -59,11 +59,16 @@ type Registry struct {
 
 	nodeTTL  time.Duration
 	portRest time.Duration
+	newTime  time.Duration // how long after the schema was written nothing is leased
 	tail     time.Duration // how much longer than a lease its keys last
 	grace    time.Duration // how much a claim prolongs a lease ahead of its keys; less than tail
 	perCall  int           // devices in one call of a script
-	watch    *watch
-	hints    registry.Hints
+	// claimTime is how long after it was sent a claim may still take its device.
+	claimTime time.Duration
+	watch     *watch
+	clocks    clocks
+	doubts    doubts
+	hints     registry.Hints
 
 	schemaKnown atomic.Bool  // since Redis last lost data
 	failedAt    atomic.Int64 // when Redis last did not answer, Unix time in ns; 0: it always has

@@ -68,7 +68,7 @@ func (r *Registry) restoreAll(ctx context.Context, held []registry.Held) ([]regi
 	w.mu.Lock()
 	same := w.state == state
 	if same {
-		w.pending, w.restored = false, state
+		w.pending, w.restored, w.writtenAt = false, state, r.now()
 	}
 	w.mu.Unlock()
 	if !same {
@@ -92,7 +92,8 @@ func (r *Registry) beatAgain(ctx context.Context) error {
 }
 
 // restore is restoreAll for a bounded number. Labels are reserved as by a claim,
-// and ports before the records that name them.
+// and ports before the records that name them; also those of records that are
+// there, since in a cluster the ports may have been lost without them.
 func (r *Registry) restore(ctx context.Context, held []registry.Held) (lost []registry.Holder, err error) {
 	gone := map[int]bool{}
 	tokens := make([]string, len(held))
@@ -111,8 +112,10 @@ func (r *Registry) restore(ctx context.Context, held []registry.Held) (lost []re
 		if err := r.reserveAll(ctx, held, todo, gone, tokens, commits); err != nil {
 			return nil, err
 		}
-		if err := r.reclaimPorts(ctx, held, todo, gone); err != nil {
-			return nil, err
+		if try == 0 {
+			if err := r.reclaimPorts(ctx, held, gone); err != nil {
+				return nil, err
+			}
 		}
 		todo = slices.DeleteFunc(todo, func(i int) bool { return gone[i] })
 	}
@@ -132,13 +135,16 @@ func (r *Registry) restore(ctx context.Context, held []registry.Held) (lost []re
 	return lost, b.run()
 }
 
-// reclaimPorts takes the public ports of todo again; gone are holders that have
-// lost one: only a new tunnel can tell its agent of another.
-func (r *Registry) reclaimPorts(ctx context.Context, held []registry.Held, todo []int, gone map[int]bool) error {
+// reclaimPorts takes public ports again, unless their holder is gone; so are those
+// that have lost one: only a new tunnel can tell its agent of another.
+func (r *Registry) reclaimPorts(ctx context.Context, held []registry.Held, gone map[int]bool) error {
 	b := r.batch(ctx)
 	var calls []*scriptCall
 	var of []int
-	for _, i := range todo {
+	for i := range held {
+		if gone[i] {
+			continue
+		}
 		h := &held[i]
 		for _, c := range r.keepPorts(b, live(h.Lease), map[string]map[uint16]uint16{h.Device: h.Ports}) {
 			calls, of = append(calls, c), append(of, i)

@@ -18,11 +18,12 @@ import (
 )
 
 // A server is what a Redis master says of itself. Data may have been lost when
-// the process is another one than before, when it begins a new history, or when
-// its history has become shorter.
+// the process is another one than before, when it begins a new history, when
+// its history has become shorter, or when it was flushed.
 type server struct {
 	replication string
 	offset      int64
+	flushes     int64 // in a cluster: how often it was told to forget all
 }
 
 // watch finds out that Redis has lost data: restarted empty or with an old dump,
@@ -42,10 +43,11 @@ type watch struct {
 	// in Redis. Other nodes read it in the node's key.
 	restored string
 	// pending: data was lost, and Restore has not succeeded since.
-	pending bool
-	lostAt  time.Time // when it was last noticed that data was lost
+	pending   bool
+	lostAt    time.Time // when it was last noticed that data was lost
+	writtenAt time.Time // when Restore last succeeded
 	// Until settled nothing new is leased, unless after earliest the nodes of
-	// waiting all say that they have restored.
+	// waiting, and those that live then, all say that they have restored.
 	settled  time.Time
 	earliest time.Time
 	waiting  []string
@@ -54,6 +56,7 @@ type watch struct {
 	beaten    map[registry.NodeRef]beaten
 	beats     int
 	sweptUpTo string
+	stale     bool // and many have been found there
 }
 
 // beaten is the last heartbeat of a node of this process.
@@ -109,16 +112,18 @@ func (w *watch) left(n registry.NodeRef) {
 	delete(w.beaten, n)
 }
 
-func (w *watch) sweptTo() string {
+// sweptTo returns up to which device the list was swept, and whether many were found there
+// that have no lease.
+func (w *watch) sweptTo() (device string, stale bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.sweptUpTo
+	return w.sweptUpTo, w.stale
 }
 
-func (w *watch) swept(to string) {
+func (w *watch) swept(to string, stale bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.sweptUpTo = to
+	w.sweptUpTo, w.stale = to, stale
 }
 
 // beat notes a heartbeat that was accepted. The node's key was missing: then it
@@ -141,7 +146,7 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 	case r.now().Sub(last.sent) < r.nodeTTL*9/10:
 		// The key lasts from when the last heartbeat arrived, which was after it was sent,
 		// and was looked at before now.
-		w.flushedLocked(r)
+		w.flushedLocked(r, whyKeyGone)
 	default:
 		w.signal() // others may have taken what is held here
 	}
@@ -154,7 +159,40 @@ func (w *watch) beat(r *Registry, n registry.Node, sent time.Time, missing bool,
 func (w *watch) lostLocked(r *Registry, why string) {
 	w.pending, w.lostAt = true, r.now()
 	w.settled = w.lostAt.Add(w.settle)
-	w.waiting = slices.DeleteFunc(slices.Clone(w.peers), func(id string) bool {
+	w.waiting = w.othersLocked(slices.Clone(w.peers))
+	r.schemaKnown.Store(false)
+	w.signal()
+	r.log.Warn("redis may have lost data: what is held is written again", "why", why)
+}
+
+// acquainted says whether this process has seen Redis before.
+func (w *watch) acquainted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.servers != nil
+}
+
+// empty notes that Redis has no data at all. Who has seen it before knows that it has
+// lost them. To a process that has just started it may be as new as it looks; nodes
+// that hold something write it again within left.
+func (w *watch) empty(r *Registry, left time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.servers == nil {
+		now := r.now()
+		w.settled, w.earliest = now.Add(w.settle), now.Add(min(w.settle, left))
+		r.log.Info("redis has no data yet: names and ports are given in a moment, for nodes to write again what they hold", "wait", min(w.settle, left))
+		return
+	}
+	if !w.pending { // else this is Restore, or what comes before it
+		w.lostLocked(r, "the version of the schema is missing")
+	}
+}
+
+// othersLocked leaves those of ids that are not nodes of this process. The caller
+// holds mu.
+func (w *watch) othersLocked(ids []string) []string {
+	return slices.DeleteFunc(ids, func(id string) bool {
 		for ref := range w.beaten {
 			if ref.ID == id {
 				return true
@@ -162,16 +200,16 @@ func (w *watch) lostLocked(r *Registry, why string) {
 		}
 		return false
 	})
-	r.schemaKnown.Store(false)
-	w.signal()
-	r.log.Warn("redis may have lost data: what is held is written again", "why", why)
 }
 
-// flushedLocked notes that the node's key is missing. The servers are the same, so
+// whyKeyGone is why data seem to be lost where the servers are the same.
+const whyKeyGone = "the node's key is missing"
+
+// flushedLocked notes that servers are the same, and their data are not, so
 // that other nodes, which find it out by their next heartbeat, do not show when
 // they have restored: they get the time for it. The caller holds mu.
-func (w *watch) flushedLocked(r *Registry) {
-	w.lostLocked(r, "the node's key is missing")
+func (w *watch) flushedLocked(r *Registry, why string) {
+	w.lostLocked(r, why)
 	if len(w.waiting) > 0 {
 		w.earliest = r.now().Add(min(w.settle, 2*registry.NodeHeartbeat))
 	}
@@ -203,9 +241,14 @@ func (r *Registry) look(ctx context.Context) error {
 // masters asks each master who it is.
 func (r *Registry) masters(ctx context.Context) (map[string]server, error) {
 	var mu sync.Mutex // masters are asked at the same time
-	servers := map[string]server{}
+	servers, times := map[string]server{}, map[string]moment{}
+	sections := []string{"server", "replication"}
+	if _, clustered := r.c.(*redis.ClusterClient); clustered {
+		// Nodes have no key on most masters that would be missing after a flush.
+		sections = append(sections, "commandstats")
+	}
 	err := r.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
-		info, err := c.Info(ctx, "server", "replication").Result()
+		info, err := c.Info(ctx, sections...).Result()
 		if err != nil {
 			return err
 		}
@@ -219,9 +262,15 @@ func (r *Registry) masters(ctx context.Context) (map[string]server, error) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		servers[fields["run_id"]] = server{fields["master_replid"], offset}
+		servers[fields["run_id"]] = server{fields["master_replid"], offset, callsOf(fields, "flushall") + callsOf(fields, "flushdb")}
+		if us, err := strconv.ParseInt(fields["server_time_usec"], 10, 64); err == nil { // else claims ask for it
+			times[c.Options().Addr] = moment{us / 1000, r.now()}
+		}
 		return nil
 	})
+	if err == nil {
+		r.clocks.replace(times)
+	}
 	return servers, err
 }
 
@@ -247,6 +296,9 @@ func (w *watch) saw(r *Registry, servers map[string]server, began time.Time) {
 		case now.offset < was.offset:
 			w.lostLocked(r, "a smaller replication offset")
 			return
+		case now.flushes > was.flushes:
+			w.flushedLocked(r, "a master was flushed")
+			return
 		}
 	}
 }
@@ -270,8 +322,19 @@ func infoFields(info string) map[string]string {
 	return fields
 }
 
-// hasLostData says whether Redis has lost data that Restore has not yet written again.
-func (r *Registry) hasLostData(ctx context.Context) (bool, error) {
+// callsOf returns how often a command was called, of the fields of INFO; 0 where they do not tell.
+func callsOf(fields map[string]string, command string) int64 {
+	calls, _, _ := strings.Cut(strings.TrimPrefix(fields["cmdstat_"+command], "calls="), ",")
+	n, err := strconv.ParseInt(calls, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// hasLostData says whether what was read since a moment may have been lost: whether
+// Redis has lost data that Restore had not written again by then.
+func (r *Registry) hasLostData(ctx context.Context, since time.Time) (bool, error) {
 	if err := r.look(ctx); err != nil {
 		return false, err
 	}
@@ -280,7 +343,7 @@ func (r *Registry) hasLostData(ctx context.Context) (bool, error) {
 	}
 	r.watch.mu.Lock()
 	defer r.watch.mu.Unlock()
-	return r.watch.pending, nil
+	return r.watch.pending || r.watch.lostAt.After(since) || r.watch.writtenAt.After(since), nil
 }
 
 // lookForNodes looks whether keys of nodes of this process are missing although
@@ -305,7 +368,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 	for ref, epoch := range epochs {
 		last, still := w.beaten[ref] // it may have left meanwhile
 		if errors.Is(epoch.Err(), redis.Nil) && still && r.now().Sub(last.sent) < r.nodeTTL*9/10 && last.sent.After(w.lostAt) {
-			w.flushedLocked(r)
+			w.flushedLocked(r, whyKeyGone)
 		}
 	}
 	return nil
@@ -318,7 +381,7 @@ func (r *Registry) lookForNodes(ctx context.Context) error {
 // It is asked after the device was found without a lease: the data that was looked
 // at then is of the servers that are seen now, since servers do not come back.
 func (r *Registry) mayLease(ctx context.Context) error {
-	pending, err := r.hasLostData(ctx)
+	pending, err := r.hasLostData(ctx, r.now())
 	if err != nil {
 		return err
 	}
@@ -326,7 +389,7 @@ func (r *Registry) mayLease(ctx context.Context) error {
 	w.mu.Lock()
 	now := r.now()
 	settled, early := !now.Before(w.settled), now.Before(w.earliest)
-	waiting, state := slices.Clone(w.waiting), w.state
+	waiting, state := w.othersLocked(append(slices.Clone(w.waiting), w.peers...)), w.state
 	w.mu.Unlock()
 	if settled {
 		return nil // also when nobody here restores anything
@@ -363,10 +426,11 @@ func missing(h registry.Holder, by string) bool {
 	return err == nil && gen < h.Generation
 }
 
-// lostError is registry.ErrLost, unless it may be Redis that has lost h.
-func (r *Registry) lostError(ctx context.Context, h registry.Holder, by string) error {
+// lostError is registry.ErrLost, unless it may be Redis that has lost h. What is said
+// of h was read since a moment.
+func (r *Registry) lostError(ctx context.Context, h registry.Holder, by string, since time.Time) error {
 	if missing(h, by) {
-		lost, err := r.hasLostData(ctx)
+		lost, err := r.hasLostData(ctx, since)
 		if err != nil {
 			return err
 		}

@@ -87,6 +87,9 @@ var (
 	ErrLabelTaken = errors.New("registry: label is leased to another device")
 	// ErrLost: the holder does not hold the device any more.
 	ErrLost = errors.New("registry: held by a newer tunnel")
+	// ErrRestoring: the registry is new, or has lost data, and gives no label and no port
+	// away before nodes have written again what they hold. That takes seconds.
+	ErrRestoring = errors.New("registry: is new, or has lost data: nodes write again what they hold")
 	// ErrSchema: what is recorded is of another version, which this one does not
 	// know. The error names the cure; trying again does not help.
 	ErrSchema = errors.New("registry: of another version")

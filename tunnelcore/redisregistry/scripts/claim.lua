@@ -2,11 +2,14 @@
 -- KEYS: device:{DEVICE}
 -- ARGV: tunnel, instance, node, epoch, live_ms, tail_ms, grace_ms, window_ms,
 --       evict_gen, evict_tunnel, dead_gen, dead_tunnel, label, token, commit,
---       rest_ms
+--       rest_ms, not_after_ms (the caller has given up by then)
 --
 -- Replies:
+--   late, now_ms
+--       nothing was done
 --   ok, gen, label, fresh, until_ms, ports, gen, tunnel, instance, node, epoch
---       granted; the last five are the tunnel that it replaced, empty without one
+--       granted; the last five are the tunnel that it replaced, empty without one;
+--       a repeated call replies the same ones
 --   held, gen, tunnel, instance, node, epoch
 --       by a tunnel of another instance, whose node the caller has to look at
 --   label, label, token
@@ -21,9 +24,12 @@ local candidate, token, commit, rest = ARGV[13], ARGV[14], ARGV[15], tonumber(AR
 local time = redis.call('TIME')
 local us = time[1] * 1000000 + time[2]
 local now = math.floor(us / 1000)
+if now > tonumber(ARGV[17]) then
+    return { 'late', now }
+end
 
 local r = redis.call('HMGET', key, 'label', 'until_ms', 'gen', 'tunnel', 'instance', 'node', 'epoch', 'ports',
-    'pend', 'pend_label', 'pend_ms', 'rests')
+    'pend', 'pend_label', 'pend_ms', 'rests', 'replaced')
 local label, ends, gen = r[1], tonumber(r[2] or 0), r[3]
 local old = { '', '', '', '', '' }
 local fresh = 0
@@ -36,6 +42,10 @@ if label and ends > now then
             return { 'held', gen, r[4], r[5], r[6], r[7] }
         end
         old = { gen, r[4], r[5], r[6], r[7] }
+    end
+    if repeated and r[13] then
+        local by, of = cjson.decode(r[13])[1], cjson.decode(r[13])[2]
+        old = by == gen and of or old -- an edge of before this field leaves it as it is
     end
     -- Route and ports were made to last until then, and longer by more than
     -- grace; they are prolonged before the lease is.
@@ -72,6 +82,11 @@ else
 end
 
 gen = string.format('%.0f', math.max(tonumber(gen or 0) + 1, us))
+if old[2] ~= '' then
+    set[#set + 1], set[#set + 2] = 'replaced', cjson.encode({ gen, old })
+else
+    gone[#gone + 1] = 'replaced'
+end
 redis.call('HSET', key, 'label', label, 'gen', gen, 'node', node, 'epoch', epoch, 'tunnel', tunnel,
     'instance', instance, 'until_ms', ends, 'seen_ms', now, unpack(set))
 redis.call('HDEL', key, 'why', 'op', 'pend', 'pend_label', 'pend_ms', unpack(gone))

@@ -2,7 +2,7 @@
 -- KEYS: {ports}, {ports}:device, {ports}:version
 -- ARGV: live_ms, rest_ms, channel, hint, then for each port the public port and its
 --       owner (DEVICE:PORT)
--- Reply: the public ports that belong to others.
+-- Reply: those of the owners given whose public port belongs to another by now.
 local until_key, owner_key = KEYS[1], KEYS[2]
 local live, rest = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -20,7 +20,7 @@ for i = 5, #ARGV, 2 do
     if mine then
         redis.call('ZADD', until_key, 'GT', now + live + rest, port)
     else
-        others[#others + 1] = tonumber(port)
+        others[#others + 1] = owner
     end
 end
 if new then

@@ -2,11 +2,13 @@
 -- KEYS: journal:{DEVICE}
 -- ARGV: event (KIND, NODE and DETAIL, with tabs between), 1 if it counts as a
 --       connection else 0, how many events are kept, how long in ms, op (new for each
---       event: a repeated call finds that it was carried out)
+--       batch), and which of the batch it is: a batch that is repeated finds how far it
+--       was carried out
 -- Reply: 1.
 local key = KEYS[1]
 local r = redis.call('HMGET', key, 'tags', 'hours', 'events', 'op')
-if r[4] == ARGV[5] then
+local op, n = string.match(r[4] or '', '^(.*):(%d+)$')
+if op == ARGV[5] and tonumber(n) >= tonumber(ARGV[6]) then
     return 1
 end
 local time = redis.call('TIME')
@@ -29,7 +31,7 @@ for line in string.gmatch(r[3] or '', '[^\n]+') do
         events[#events + 1] = line
     end
 end
-redis.call('HSET', key, 'hours', table.concat(hours, ','), 'events', table.concat(events, '\n'), 'op', ARGV[5])
+redis.call('HSET', key, 'hours', table.concat(hours, ','), 'events', table.concat(events, '\n'), 'op', ARGV[5] .. ':' .. ARGV[6])
 if not r[1] then
     redis.call('PEXPIRE', key, ARGV[4])
 end

@@ -15,6 +15,6 @@ if r[1] ~= ARGV[1] or (r[2] or '') ~= ARGV[2] or not r[3] or tonumber(r[4]) <= n
     return { 0, r[1] or '0' }
 end
 redis.call('HSET', key, 'until_ms', now + lease, 'seen_ms', now, 'why', ARGV[5], 'op', ARGV[6])
-redis.call('HDEL', key, 'tunnel', 'instance', 'node', 'epoch')
+redis.call('HDEL', key, 'tunnel', 'instance', 'node', 'epoch', 'replaced')
 redis.call('PEXPIRE', key, lease + tail)
 return { 1, r[3], r[5] or '' }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stacks"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -65,7 +66,10 @@ func (s *streams) begin(t *tunnel, o *wire.Open, f Forward, done func()) error {
 		return err
 	}
 	s.remember(c, v)
-	s.wg.Go(func() { v.serve(c) })
+	s.wg.Go(func() {
+		stacks.Grow8K()
+		v.serve(c)
+	})
 	return nil
 }
 
@@ -163,7 +167,7 @@ func (v *visit) transferSocket(ctx context.Context) (*socket.Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	return upgrade(ctx, conn, u, secret, transferBuffer)
+	return upgrade(ctx, conn, u, secret, socket.StreamBuffer)
 }
 
 // settle waits until t can be closed without the end of a stream, but not before

@@ -48,20 +48,32 @@ func (r *rhythm) askLocked() time.Duration {
 	if r.bad != 0 && time.Since(r.since) > badTime {
 		r.bad = 0
 	}
-	if r.good == 0 && r.bad == 0 {
+	good, bad := r.good, r.bad
+	if r.suspect != 0 { // not to be lost to it again: it is bad as soon as this attempt is no failure
+		good, bad = below(good, r.suspect), r.suspect
+	}
+	if good == 0 && bad == 0 {
 		return firstHeartbeat
 	}
 	most := maxHeartbeat
 	if r.top != 0 {
 		most = r.top
 	}
-	next := 2 * r.good
-	if r.bad != 0 {
-		if next = (r.good + r.bad) / 2; r.bad-r.good <= max(r.good/8, 5*time.Second) {
-			next = r.good // near enough
+	next := 2 * good
+	if bad != 0 {
+		if next = (good + bad) / 2; bad-good <= max(good/8, 5*time.Second) {
+			next = good // near enough
 		}
 	}
 	return max(min(next, most).Truncate(time.Second), minHeartbeat)
+}
+
+// below is good, or what to go by in its place once bad, which is no longer, was too long.
+func below(good, bad time.Duration) time.Duration {
+	if good >= bad {
+		return max(bad/2, minHeartbeat)
+	}
+	return good
 }
 
 // began takes note of a tunnel with that heartbeat; asked is what was asked for. The one
@@ -73,10 +85,7 @@ func (r *rhythm) began(asked, inForce time.Duration) {
 		r.top = inForce
 	}
 	if r.suspect != 0 {
-		r.bad, r.since = r.suspect, time.Now()
-		if r.good >= r.bad {
-			r.good = max(r.bad/2, minHeartbeat)
-		}
+		r.good, r.bad, r.since = below(r.good, r.suspect), r.suspect, time.Now()
 		r.suspect = 0
 	}
 	r.held = 0

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stacks"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -38,10 +39,6 @@ func newStreams(a *Agent) *streams {
 	s.ctx, s.abort = context.WithCancel(context.Background())
 	return s
 }
-
-// transferBuffer is what transfer sockets are read through, in bytes: the largest
-// part of what an idle stream costs, and enough for most requests.
-const transferBuffer = 1 << 10
 
 // slack is what the edge may be ahead: to it a stream may be over a moment before
 // it is here.
@@ -79,7 +76,10 @@ func (s *streams) open(t *tunnel, o *wire.Open) error {
 	if t.mux != nil {
 		return s.begin(t, o, f, done)
 	}
-	s.wg.Go(func() { s.serve(t, o, f, done) })
+	s.wg.Go(func() {
+		stacks.Grow8K()
+		s.serve(t, o, f, done)
+	})
 	return nil
 }
 
@@ -122,6 +122,7 @@ func (s *streams) serve(t *tunnel, o *wire.Open, f Forward, done func()) {
 // as it dialled, and would stay so for as long as the stream lives.
 func (s *streams) relay(o *wire.Open, a *stream.Stream, local net.Conn, done func()) {
 	s.wg.Go(func() {
+		stacks.Grow4K()
 		defer done()
 		up, down, err := stream.Relay(s.ctx, a, local)
 		s.debug(o, "stream over", "from_visitor", up, "to_visitor", down, "error", err)
@@ -156,7 +157,7 @@ func (s *streams) dial(t *tunnel, o *wire.Open, f Forward, from netip.AddrPort) 
 	u, secret, err := t.transfer(o.ID)
 	if err == nil {
 		var sock *socket.Socket
-		if sock, err = upgrade(ctx, conn, u, secret, transferBuffer); err == nil {
+		if sock, err = upgrade(ctx, conn, u, secret, socket.StreamBuffer); err == nil {
 			return local, sock, nil
 		}
 	} else {

@@ -47,7 +47,10 @@ const (
 	// SmallBuffer is for sockets that mostly wait, and the least there is: it
 	// holds a control frame, which is at most 131 bytes.
 	SmallBuffer = 512
-	// LargeBuffer is for sockets that carry streams.
+	// StreamBuffer is for sockets that carry one stream at a time: the largest part of
+	// what an idle one has on the heap, and enough for most requests.
+	StreamBuffer = 1 << 10
+	// LargeBuffer is for sockets on which the frames of many streams come in swarms.
 	LargeBuffer = 4 << 10
 )
 

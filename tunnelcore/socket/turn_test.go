@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -262,6 +263,7 @@ func TestTurnsRace(t *testing.T) {
 						return
 					default:
 						a.GiveUp(&turn)
+						runtime.Gosched() // with one processor, writers would wait for the scheduler's patience each time
 					}
 				}
 			})

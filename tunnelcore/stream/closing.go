@@ -198,6 +198,9 @@ func (c *Stream) finish(clean bool) {
 	if c.opts.Closed != nil {
 		c.opts.Closed(c)
 	}
+	if c.opts.Told != nil {
+		c.overForPeer()
+	}
 }
 
 // awaitClose blocks, after the peer's end was read, until the stream is closed

@@ -44,6 +44,8 @@ type early struct {
 	sending  bool                   // a frame is on its way: others wait
 	tried    bool                   // some of what was written may have been sent
 	resetDue bool                   // after that
+	untold   bool                   // a reset is due, and was not sent
+	leaves   bool                   // finish has left Options.Told to whoever sends it
 	turn     socket.Turn            // of what is written
 	header   [wire.FrameHeader]byte // of the frame on its way
 	timer    *time.Timer            // sends open, or wants a transfer socket
@@ -267,9 +269,9 @@ func (c *Stream) failLocked(err error, tell bool) *socket.Socket {
 	switch {
 	case !tell:
 	case e.sending:
-		e.resetDue = true
+		e.resetDue, e.untold = true, true
 	case e.open == nil:
-		e.mux.later(due{reset: e.number})
+		e.untold = e.mux.later(due{reset: c})
 	}
 	e.mux.forget(c)
 	e.mux.sock.GiveUp(&e.turn)
@@ -443,11 +445,36 @@ func (c *Stream) frameLocked(turn *socket.Turn, k wire.FrameKind, payload []byte
 			e.err = fmt.Errorf("%w: %w", e.err, ErrUnsent)
 		}
 	}
-	if e.resetDue && e.open == nil {
-		e.mux.later(due{reset: e.number})
+	if e.resetDue && (e.open != nil || !e.mux.later(due{reset: c})) {
+		c.mu.Unlock()
+		c.told()
+		c.mu.Lock()
 	}
 	e.writable.Broadcast()
 	return err
+}
+
+// told is called when the reset that was due has been sent, or cannot be.
+func (c *Stream) told() {
+	c.mu.Lock()
+	c.e.untold = false
+	left := c.e.leaves
+	c.mu.Unlock()
+	if left {
+		c.opts.Told()
+	}
+}
+
+// overForPeer calls Options.Told, unless a reset has to be sent first.
+func (c *Stream) overForPeer() {
+	c.mu.Lock()
+	e := c.e
+	e.leaves = e.untold
+	left := e.leaves
+	c.mu.Unlock()
+	if !left {
+		c.opts.Told()
+	}
 }
 
 // awaitEarly waits until there is something to read: bytes of the control socket,

@@ -70,7 +70,7 @@ type Mux struct {
 // due is a frame to be sent: credit for a stream, or a reset.
 type due struct {
 	credit *Stream
-	reset  uint32
+	reset  *Stream
 }
 
 // NewMux makes the streams of a control socket, which stays its owner's: who reads
@@ -182,6 +182,7 @@ func (m *Mux) breach(number uint32, reason string) error {
 // §10.10).
 func (m *Mux) End(err error) {
 	m.mu.Lock()
+	unsent := m.due
 	m.ended, m.due = true, nil
 	all := make([]*Stream, 0, len(m.streams))
 	for _, c := range m.streams {
@@ -192,6 +193,7 @@ func (m *Mux) End(err error) {
 	for _, c := range all {
 		c.controlEnded(err)
 	}
+	tell(unsent)
 }
 
 // forget frees the number of c.
@@ -203,17 +205,28 @@ func (m *Mux) forget(c *Stream) {
 	}
 }
 
-// later sends a frame as soon as it can, without letting the caller wait.
-func (m *Mux) later(d due) {
+// later sends a frame as soon as it can, without letting the caller wait. It reports
+// whether somebody cares for that, which nobody does when the control socket is over.
+func (m *Mux) later(d due) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
-		return
+		return false
 	}
 	m.due = append(m.due, d) // at most a reset and a credit of each stream
 	if !m.flushing {
 		m.flushing = true
 		m.opts.Owner.Go(m.flush)
+	}
+	return true
+}
+
+// tell lets streams know whose reset was due that it was sent, or cannot be.
+func tell(all []due) {
+	for _, d := range all {
+		if d.reset != nil {
+			d.reset.told()
+		}
 	}
 }
 
@@ -224,6 +237,7 @@ func (m *Mux) flush() {
 	var turn socket.Turn
 	var buf [most * (wire.FrameHeader + 4)]byte
 	var messages [most]socket.Message
+	var sent [most]due
 	for {
 		b, n := buf[:0], 0
 		for n < most {
@@ -233,17 +247,18 @@ func (m *Mux) flush() {
 			}
 			start := len(b)
 			if d.credit == nil {
-				b = wire.AppendFrameHeader(b, wire.FrameReset, d.reset)
+				b = wire.AppendFrameHeader(b, wire.FrameReset, d.reset.e.number)
 			} else if b = d.credit.appendCredit(b); len(b) == start {
 				continue
 			}
-			messages[n] = socket.Message{Op: socket.Binary, Head: b[start:]}
+			messages[n], sent[n] = socket.Message{Op: socket.Binary, Head: b[start:]}, d
 			n++
 		}
 		if n == 0 {
 			return
 		}
 		_ = m.wrote(m.sock.WriteMessages(&turn, messages[:n]...)) // tells the reader
+		tell(sent[:n])
 	}
 }
 

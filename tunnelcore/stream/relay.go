@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
+	"github.com/iottunnel/iottunnel/tunnelcore/stacks"
 )
 
 // HalfIdle is how long a direction may say nothing after the other has ended.
@@ -39,7 +40,10 @@ func Relay(ctx context.Context, a, b net.Conn) (ab, ba int64, err error) {
 	defer stop()
 	// The caller has a stack: one goroutine more is enough.
 	var other sync.WaitGroup
-	other.Go(func() { r.direction(a, b, &r.ba) })
+	other.Go(func() {
+		stacks.Grow4K()
+		r.direction(a, b, &r.ba)
+	})
 	r.direction(b, a, &r.ab)
 	other.Wait()
 	r.over.Do(func() {}) // waits, if ctx aborts it just now

@@ -62,6 +62,11 @@ type Options struct {
 	// Open is the message `open`, at the edge. It leaves together with the first
 	// bytes, if they come within openTime.
 	Open []byte
+	// Told is called once, behind Closed, when the peer knows that the stream is over
+	// before it reads anything that is sent on the control socket from then on: where it
+	// is owed a reset, that has been sent, or cannot be. Until then the stream counts
+	// among those that the peer has (protocol §3.4). nil: nobody counts.
+	Told func()
 	// Wanted is called at most once, in a goroutine of its own, when the stream
 	// should get a transfer socket (protocol §10.4): see Attach and Unwanted.
 	Wanted func(*Stream)

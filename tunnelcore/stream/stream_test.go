@@ -126,6 +126,19 @@ func TestAbort(t *testing.T) {
 	})
 }
 
+// writeWaits reports whether the one goroutine in a Stream's Write waits for its
+// connection; one that has only had no time yet does not.
+func writeWaits() bool {
+	buf := make([]byte, 1<<20)
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		state, calls, _ := strings.Cut(stack, "\n")
+		if strings.Contains(calls, "(*Stream).Write(") {
+			return strings.Contains(state, "[IO wait") || strings.Contains(state, "[select") // a pipe's
+		}
+	}
+	return false
+}
+
 // Calls under way return when the stream is closed or aborted here, and say so.
 func TestCallsUnderWay(t *testing.T) {
 	for name, end := range map[string]func(*Stream){"Close": func(s *Stream) { s.Close() }, "Abort": (*Stream).Abort} {
@@ -149,7 +162,7 @@ func TestCallsUnderWay(t *testing.T) {
 						written.Add(1)
 					}
 				})
-				for last := int64(-1); last != written.Load(); { // until it blocks
+				for last := int64(-1); last != written.Load() || !writeWaits(); { // until it blocks
 					last = written.Load()
 					time.Sleep(20 * time.Millisecond)
 				}

@@ -154,7 +154,7 @@ func (c *conn) asked(ctx context.Context, q *request, parked bool, first, by tim
 			return a, nil
 		}
 		heard = true
-		next := time.Now().Add(answerTime)
+		next := time.Now().Add(c.link.patience.answer)
 		if next.After(last) {
 			return nil, errLate
 		}

@@ -41,7 +41,7 @@ func (l *Link) call(ctx context.Context, p Peer, q *request) (*conn, *answer, er
 	}
 	began := time.Now()
 	if c := l.parked(p.NodeRef); c != nil {
-		a, err := c.ask(ctx, q, true, time.Now().Add(answerTime))
+		a, err := c.ask(ctx, q, true, time.Now().Add(l.patience.answer))
 		if err == nil {
 			return c, a, nil
 		}
@@ -104,7 +104,7 @@ func (l *Link) reach(ctx context.Context, p Peer) (*conn, time.Time, error) {
 		return nil, time.Time{}, err
 	}
 	defer done()
-	by := time.Now().Add(answerTime) // so many at once are not the peer's fault
+	by := time.Now().Add(l.patience.answer) // so many at once are not the peer's fault
 	ctx, cancel := context.WithDeadline(ctx, by)
 	defer cancel()
 	c, err := l.connectTo(ctx, p, by)
@@ -137,7 +137,7 @@ func (l *Link) connectTo(ctx context.Context, p Peer, by time.Time) (*conn, erro
 func (c *conn) greet(ctx context.Context, raw net.Conn, p Peer, secrets []string, by time.Time) error {
 	g := greeting{from: c.link.config.Node, to: p.NodeRef, nonce: wire.NewID()}
 	u := &url.URL{Scheme: "http", Host: p.Internal, Path: Path, RawQuery: g.query()}
-	sock, err := socket.Dial(ctx, raw, u, nil, subprotocol, socket.LargeBuffer)
+	sock, err := socket.Dial(ctx, raw, u, nil, subprotocol, socket.StreamBuffer)
 	if err != nil {
 		return err
 	}

@@ -90,6 +90,7 @@ func newNode(t testing.TB, id string, l *local, secrets ...string) *edgeNode {
 	n.peer = Peer{registry.NodeRef{ID: id, Epoch: id + "-1"}, listener.Addr().String()}
 	logger := slog.New(slog.NewTextHandler(n.log, nil))
 	n.Link = NewLink(Config{Node: n.peer.NodeRef, Local: l, Logger: func() *slog.Logger { return logger }})
+	n.patience = patience{ends.Patience, ends.Patience, ends.Patience} // a machine may be slow, and no node away
 	n.SetSecrets(secrets)
 	mux := http.NewServeMux()
 	mux.HandleFunc(Path, n.Serve)

@@ -85,6 +85,7 @@ type Link struct {
 	secrets atomic.Pointer[[]string] // in force
 
 	tendEvery time.Duration // tendTime
+	patience  patience      // standard
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -102,10 +103,16 @@ type Link struct {
 	pools    map[registry.NodeRef]*pool
 }
 
+// patience is how long a link waits for a peer: to answer, to give a sign of life, and
+// for one of the handshakes with it to end.
+type patience struct{ answer, hail, place time.Duration }
+
+var standard = patience{answerTime, hailTime, placeTime}
+
 // NewLink makes a link that lets nobody in, nor goes out, before SetSecrets. It costs
 // nothing while it has no peers.
 func NewLink(c Config) *Link {
-	l := &Link{config: c, connect: new(net.Dialer).DialContext, tendEvery: tendTime, pools: make(map[registry.NodeRef]*pool)}
+	l := &Link{config: c, connect: new(net.Dialer).DialContext, tendEvery: tendTime, patience: standard, pools: make(map[registry.NodeRef]*pool)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.secrets.Store(new([]string))
 	return l
@@ -143,7 +150,8 @@ func (l *Link) Forget(n registry.NodeRef) {
 	}
 	p.forgotten, p.silent = true, time.Time{}
 	all := slices.Collect(maps.Keys(p.conns))
-	l.wg.Go(func() { l.end(all) })
+	parked := l.banLocked(all) // at once: nobody gets one of them any more
+	l.wg.Go(func() { l.endBanned(all, parked) })
 }
 
 // Close closes everything, streams included, and waits until nothing of the link is

@@ -264,6 +264,24 @@ func TestForget(t *testing.T) {
 	a.Forget(registry.NodeRef{ID: "nobody", Epoch: "none"})
 }
 
+// Nobody gets a parked socket to a peer from the moment that it is forgotten.
+func TestForgetParked(t *testing.T) {
+	devices := make(chan *stream.Stream, 1)
+	a, b := two(t, &local{dial: device(t, func(s *stream.Stream) { devices <- s })})
+	s, err := a.Dial(t.Context(), b.peer, open())
+	if err != nil {
+		t.Fatal(err)
+	}
+	(<-devices).Close()
+	exchange(t, s, "")
+	until(t, "the socket is parked", func() bool { return a.Stats().Idle == 1 })
+	a.Forget(b.peer.NodeRef)
+	if n := a.Stats().Idle; n != 0 {
+		t.Errorf("%d sockets wait for a stream still", n)
+	}
+	until(t, "both have let go", func() bool { return a.Stats().Out == 0 && b.Stats().In == 0 })
+}
+
 // Nothing is left when Close returns, whatever was under way.
 func TestClose(t *testing.T) {
 	for _, at := range []string{"dialler", "owner"} {

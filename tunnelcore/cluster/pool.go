@@ -160,7 +160,7 @@ func (l *Link) place(ctx context.Context, n registry.NodeRef) (done func(), err 
 		p.users--
 		l.dropLocked(n, p)
 	}
-	late := time.NewTimer(placeTime)
+	late := time.NewTimer(l.patience.place)
 	defer late.Stop()
 	select {
 	case p.dialing <- struct{}{}:
@@ -176,21 +176,36 @@ func (l *Link) place(ctx context.Context, n registry.NodeRef) (done func(), err 
 
 // end closes sockets, whoever uses them.
 func (l *Link) end(all []*conn) {
+	l.mu.Lock()
+	waiting := l.banLocked(all)
+	l.mu.Unlock()
+	l.endBanned(all, waiting)
+}
+
+// banLocked has sockets carry no further stream. It returns those of them that were
+// parked, which are the caller's now. It wants mu.
+func (l *Link) banLocked(all []*conn) (parked []*conn) {
 	for _, c := range all {
-		l.mu.Lock()
 		c.over = true
-		s, idle := c.stream, false
 		if p := l.pools[c.node]; p != nil {
 			if i := slices.Index(p.idle, c); i >= 0 {
 				p.idle = slices.Delete(p.idle, i, i+1)
-				idle = true
+				parked = append(parked, c)
 			}
 		}
+	}
+	return parked
+}
+
+// endBanned ends sockets that are banned, and what they carry.
+func (l *Link) endBanned(all, parked []*conn) {
+	for _, c := range parked {
+		c.close()
+	}
+	for _, c := range all {
+		l.mu.Lock()
+		s := c.stream
 		l.mu.Unlock()
-		if idle {
-			c.close()
-			continue
-		}
 		if s != nil {
 			s.AbortFor(lost(net.ErrClosed))
 		}

@@ -84,7 +84,7 @@ func (l *Link) admit(r *http.Request) (g greeting, err error) {
 
 // upgrade makes a link socket of an admitted request, and a goroutine that serves it.
 func (l *Link) upgrade(w http.ResponseWriter, r *http.Request, g greeting) error {
-	sock, err := accept.Upgrade(w, r, subprotocol, socket.LargeBuffer, nil)
+	sock, err := accept.Upgrade(w, r, subprotocol, socket.StreamBuffer, nil)
 	if err != nil {
 		l.leave()
 		var refused *socket.StatusError

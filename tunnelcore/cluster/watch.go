@@ -114,7 +114,7 @@ func (l *Link) watch(p Peer, of *pool) {
 			l.heard(p, of)
 			next.Reset(watchEvery)
 			continue
-		case took > hailTime+stallTime: // this node knows nothing
+		case took > l.patience.hail+stallTime: // this node knows nothing
 			missed = 0
 		default:
 			if missed == 0 {
@@ -154,7 +154,7 @@ func (l *Link) watching(of *pool) bool {
 // use the next time; late says of the error that it gave none. Any other is one, too: of
 // its host, at least, and that the sockets of its streams tell themselves.
 func (l *Link) hail(p Peer, c *conn) (*conn, error) {
-	ctx, cancel := context.WithTimeout(l.ctx, hailTime)
+	ctx, cancel := context.WithTimeout(l.ctx, l.patience.hail)
 	defer cancel()
 	by, _ := ctx.Deadline()
 	if c != nil && (!c.sock.Quiet() || !l.shares(c.secret)) {

@@ -235,7 +235,7 @@ func (h *Hub) authorise(ctx context.Context, r *http.Request, from netip.Addr) (
 	}
 	if retry, ok = h.arrivals.enter(); !ok {
 		done(true) // nobody knows
-		return nil, &answers.Error{Code: wire.Unavailable, RetryAfter: retry, Message: "too many agents arrive at once"}
+		return nil, &answers.Error{Code: wire.TooMany, RetryAfter: retry, Message: "too many agents arrive at once"}
 	}
 	notices := h.notices.Load()
 	err = authenticate(ctx, s.Authenticators, c)
@@ -425,7 +425,7 @@ func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, a Arrival) 
 	if o == nil {
 		return &answers.Error{Code: wire.UnknownStream, Message: "the id was never given, is used, or is too old"}
 	}
-	sock, err := upgrade(w, r, socket.LargeBuffer)
+	sock, err := upgrade(w, r, socket.StreamBuffer)
 	if err != nil {
 		o.unattached(err)
 		return err

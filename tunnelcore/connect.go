@@ -124,7 +124,7 @@ func (c *connection) open(ctx context.Context, w http.ResponseWriter, r *http.Re
 		stream.Abort(conn)
 		return err
 	}
-	sock, err := upgrade(w, r, socket.LargeBuffer)
+	sock, err := upgrade(w, r, socket.StreamBuffer)
 	if err != nil {
 		stream.Abort(conn)
 		return err

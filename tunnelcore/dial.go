@@ -74,10 +74,11 @@ func (h *Hub) dial(ctx context.Context, device string, port uint16, from netip.A
 	if t, s := h.liveTunnel(device); t != nil {
 		return h.dialTunnel(ctx, t, s, port, from)
 	}
-	if h.isStopping() && h.alone() {
-		return nil, stopping
+	c, err := h.dialRemote(ctx, device, port, from)
+	if errors.Is(err, errNoTunnel) && h.isStopping() && h.alone() {
+		return nil, stopping // it was here, perhaps
 	}
-	return h.dialRemote(ctx, device, port, from)
+	return c, err
 }
 
 // liveTunnel is the tunnel of a device that is connected to this node, and its

@@ -29,6 +29,9 @@ const (
 	maxEnroll = 1024
 	// enrollments is what refusals at EnrollPath are counted under: no device's id.
 	enrollments = " enroll"
+	// wrongCodes and wrongCodeRate bound the codes that a node finds wrong, whatever
+	// addresses they come from: so many at once, and per second.
+	wrongCodes, wrongCodeRate = 200, 10
 )
 
 // EnrollRequest is the body of a request to enrol, and EnrollAnswer that of its
@@ -148,9 +151,16 @@ func (h *Hub) serveEnroll(w http.ResponseWriter, r *http.Request, from netip.Add
 	if !ok {
 		return tooMany(retry)
 	}
+	if !h.guesses.take() {
+		done(true) // others have spent it
+		return &answers.Error{Code: wire.TooMany, RetryAfter: time.Second, Message: "too many wrong codes from everywhere"}
+	}
 	token, err := h.redeem(ctx, q.Device, q.Code)
 	refused := errors.Is(err, registry.ErrUnknown) || errors.Is(err, registry.ErrEnrolled)
 	done(!refused)
+	if !refused {
+		h.guesses.giveBack()
+	}
 	switch {
 	case refused:
 		return &answers.Error{

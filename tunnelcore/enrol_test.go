@@ -219,6 +219,31 @@ func TestEnrollIsRateLimited(t *testing.T) {
 	s.Close()
 }
 
+// Whoever has many addresses is slowed down, too. Codes that are right cost nothing.
+func TestWrongCodesOfAll(t *testing.T) {
+	e := startEnrolling(t, func(s *Settings) { s.AllowPlaintext = true })
+	e.hub.guesses.set(2, 0)
+	e.from = netip.MustParseAddr("203.0.113.9")
+	enroll := func(device, code string, want int) {
+		t.Helper()
+		e.from = e.from.Next()
+		if status, _ := e.enrollBy(device, code); status != want {
+			t.Errorf("%s: %d, want %d", device, status, want)
+		}
+	}
+	for _, device := range []string{"a1", "a2", "a3"} {
+		enroll(device, e.code(""), 200)
+	}
+	enroll("b1", "GUESS", 401)
+	enroll("b2", e.code(""), 200)
+	enroll("b3", "GUESS", 401)
+	enroll("b4", "GUESS", 429)
+	good := e.code("")
+	enroll("a4", good, 429)
+	e.hub.guesses.giveBack() // as time does
+	enroll("a4", good, 200)
+}
+
 func TestEnrollOff(t *testing.T) {
 	e := startEdge(t, nil)
 	if status, _, body, _ := e.enroll("POST", `{}`); status != 400 || !strings.Contains(body.Message, "auth enrolled") {

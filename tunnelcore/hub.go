@@ -70,6 +70,7 @@ type Hub struct {
 	arrivals   gate
 	admission  admission
 	refusals   bucket // of log lines
+	guesses    bucket // of claim codes
 
 	lastRefusals refusalLog
 	grants       *grants
@@ -158,6 +159,7 @@ func New(c Config) (*Hub, error) {
 	h.routes = newRoutes(h)
 	h.grants = newGrants(h)
 	h.looks.set(lookBurst, lookRate)
+	h.guesses.set(wrongCodes, wrongCodeRate)
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.patient = newLife(h.ctx)
 	h.unhurried = newLife(h.patient.ctx)

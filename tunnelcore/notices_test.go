@@ -241,6 +241,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 		query := strings.Replace(h.Query(), "device=cam-17", "device="+strings.ReplaceAll(device, " ", "+"), 1)
 		e.refusal(wire.ControlPath+"?"+query, "wrong")
 	}
+	e.refusal(wire.ControlPath+"?device=door-2&instance="+wire.NewID(), "") // what `iottunnel-agent check` asks first
 	l := &e.hub.lastRefusals
 	l.mu.Lock()
 	if len(l.by) != 1 {

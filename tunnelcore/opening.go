@@ -164,6 +164,7 @@ func (t *tunnel) beginEarly(o *opening, port uint16, from netip.AddrPort) (*stre
 		Open:       wire.Encode(&wire.Open{Stream: o.number, ID: o.id, Port: port, From: from.String(), Early: o.credit}),
 		Moved:      o.moved,
 		Closed:     o.closed,
+		Told:       o.told,
 	}
 	if t.caps.Has(wire.Reuse) {
 		options.Parked = t.park
@@ -217,10 +218,18 @@ func (o *opening) closed(c *stream.Stream) {
 	if o.late != nil {
 		o.late.Stop()
 	}
+	t.mu.Unlock()
+	t.device.remove(o.session, c)
+}
+
+// told is called after closed, when the agent reads of the end before it reads of
+// another stream: only then may that have the room of this one.
+func (o *opening) told() {
+	t := o.tunnel
+	t.mu.Lock()
 	credit := o.credit
 	t.mu.Unlock()
 	t.credit.giveBack(credit)
-	t.device.remove(o.session, c)
 	o.release()
 	t.hub.streams.Add(-1)
 	t.hub.wg.Done()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
+	"github.com/iottunnel/iottunnel/tunnelcore/stacks"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
@@ -251,6 +253,7 @@ func (p *ports) acceptVisitors(pp *publicPort, l net.Listener) {
 		}
 		go func() { // Shutdown waits for it
 			defer p.hub.wg.Done()
+			stacks.Grow8K()
 			p.serve(pp, c)
 		}()
 	}
@@ -281,25 +284,43 @@ func (h *Hub) ServeTCP(c net.Conn, device string, port uint16, from netip.AddrPo
 
 // relay serves a visitor who was let in, or was not because of refused.
 func (h *Hub) relay(c net.Conn, v Visit, leave func(), refused error) {
-	log := h.log().With("device", v.Device, "port", v.Port, "remote", v.From)
 	if refused != nil {
 		stream.Abort(c)
-		log.Debug("visitor refused", "reason", refused)
+		h.debugVisit("visitor refused", &v, "reason", refused)
 		return
 	}
-	defer leave()
 	v.Began = time.Now()
 	conn, err := h.Dial(h.ctx, v.Device, v.Port, v.From)
 	if err != nil {
 		stream.Abort(c)
-		log.Debug("visitor not served", "error", err)
+		h.debugVisit("visitor not served", &v, "error", err)
 		v.Err = err
 		h.audit(v)
+		leave()
 		return
 	}
-	v.In, v.Out, v.Err = stream.Relay(h.ctx, c, conn)
-	log.Debug("visitor gone", "bytes_in", v.In, "bytes_out", v.Out, "error", v.Err)
-	h.audit(v)
+	// In a goroutine of its own: this one's stack has grown as it dialled, and would stay
+	// so for as long as the visitor does.
+	h.wg.Go(func() {
+		stacks.Grow4K()
+		v.In, v.Out, v.Err = stream.Relay(h.ctx, c, conn)
+		stacks.Grow8K() // for loggers
+		h.visited(&v)
+		leave()
+	})
+}
+
+// visited tells of a visitor that was served.
+func (h *Hub) visited(v *Visit) {
+	h.debugVisit("visitor gone", v, "bytes_in", v.In, "bytes_out", v.Out, "error", v.Err)
+	h.audit(*v)
+}
+
+// debugVisit logs what has become of a visitor. No logger is kept for each: most say nothing.
+func (h *Hub) debugVisit(message string, v *Visit, args ...any) {
+	if log := h.log(); log.Enabled(h.ctx, slog.LevelDebug) {
+		log.Debug(message, append([]any{"device", v.Device, "port", v.Port, "remote", v.From}, args...)...)
+	}
 }
 
 // enter counts a visitor until leave is called; an error says why it may not come

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/iottunnel/iottunnel/internal/freeport"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
 	"github.com/iottunnel/iottunnel/tunnelcore/stream"
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
@@ -17,30 +18,8 @@ import (
 // freePorts returns n ports in a row that nobody listens on.
 func freePorts(t *testing.T, n int) (first, last uint16) {
 	t.Helper()
-	for range 100 {
-		var held []net.Listener
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := l.Addr().(*net.TCPAddr).Port
-		held = append(held, l)
-		for i := 1; i < n && first+n < 65536; i++ {
-			l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: first + i})
-			if err != nil {
-				break
-			}
-			held = append(held, l)
-		}
-		for _, l := range held {
-			l.Close()
-		}
-		if len(held) == n {
-			return uint16(first), uint16(first + n - 1)
-		}
-	}
-	t.Fatal("no free ports in a row")
-	return 0, 0
+	first = freeport.Row(t, n)
+	return first, first + uint16(n) - 1
 }
 
 // startPorts starts an edge with n public ports on loopback.

@@ -37,10 +37,12 @@ type refusalLog struct {
 	by map[string]Refusal
 }
 
-// note remembers the refusal of a handshake for a control socket.
+// note remembers the refusal of a handshake for a control socket. One without ports is
+// no device's: `iottunnel-agent check` sends it to see whether WebSockets come through.
 func (l *refusalLog) note(r *http.Request, from netip.Addr, answer *answers.Error) {
-	device := r.URL.Query().Get("device")
-	if r.URL.Path != wire.ControlPath || names.CheckDevice(device) != nil {
+	query := r.URL.Query()
+	device := query.Get("device")
+	if r.URL.Path != wire.ControlPath || names.CheckDevice(device) != nil || !query.Has("ports") {
 		return
 	}
 	l.mu.Lock()

@@ -300,7 +300,7 @@ func (a *Agent) complain(cause error, wait time.Duration, moving bool) {
 	a.log.Log(context.Background(), level, message, "error", cause, "retry_in", wait.Round(time.Millisecond))
 }
 
-// round asks the servers that may be asked, in random order, for a tunnel.
+// round asks the servers that may be asked, in random order, for a tunnel (protocol §5.7).
 func (a *Agent) round(ctx context.Context) (*tunnel, error) {
 	a.mu.Lock()
 	moving := a.status.State == Connected
@@ -313,6 +313,7 @@ func (a *Agent) round(ctx context.Context) (*tunnel, error) {
 		return nil, errors.New("no server may be asked yet")
 	}
 	var failed failures
+	believe := a.plan.begin()
 	for _, s := range due {
 		t, err := a.attempt(ctx, s)
 		if err == nil {
@@ -323,6 +324,11 @@ func (a *Agent) round(ctx context.Context) (*tunnel, error) {
 		}
 		a.plan.afterAttempt(s, err)
 		failed = append(failed, fmt.Errorf("%s: %w", s.url.Host, err))
+		var refused *RefusedError
+		if believe && errors.As(err, &refused) && refused.crowd() {
+			a.plan.crowded(s)
+			break
+		}
 	}
 	return nil, failed
 }
@@ -357,6 +363,8 @@ func (a *Agent) attempt(ctx context.Context, s *server) (*tunnel, error) {
 	return a.openTunnel(ctx, a.controlURL(s.url, caps), caps, token)
 }
 
+// token is the credential for the next attempt: of TokenSource, which may have another each
+// time, or that of the configuration.
 func (a *Agent) token(ctx context.Context) (string, error) {
 	if a.cfg.TokenSource == nil {
 		return a.cfg.Token, nil

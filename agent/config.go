@@ -212,6 +212,8 @@ func setDefault[T comparable](field *T, value T) {
 	}
 }
 
+// check says what of a configuration, its defaults filled in, can never work: a ConfigError
+// that names the field.
 func (c Config) check() error {
 	if err := names.CheckDevice(c.Device); err != nil {
 		return &ConfigError{"Device", err}
@@ -254,6 +256,7 @@ func checkToken(token string) error {
 	return nil
 }
 
+// checkForwards is check for the ports, which no two forwards share.
 func checkForwards(forwards []Forward) error {
 	if len(forwards) == 0 || len(forwards) > wire.MaxPorts {
 		return wrong("Forwards", "%d given, 1 to %d are possible", len(forwards), wire.MaxPorts)
@@ -285,6 +288,7 @@ func checkForwards(forwards []Forward) error {
 	return nil
 }
 
+// checkHost says what is wrong with the Host that a forward writes into requests.
 func checkHost(f Forward) error {
 	kind := f.Kind
 	if kind == "" {
@@ -325,7 +329,9 @@ func parseServer(s string, allowPlaintext bool) (*url.URL, error) {
 		return nil, fmt.Errorf("%q: scheme is not wss, https, ws or http; give %s", shown, form)
 	}
 	switch {
-	case u.Hostname() == "" || u.Port() != "" && !validPort(u.Port()):
+	case u.Port() != "" && !validPort(u.Port()):
+		return nil, fmt.Errorf("%q: port is not from 1 to 65535", shown)
+	case u.Hostname() == "":
 		return nil, fmt.Errorf("%q is not of the form %s", shown, form)
 	case u.User != nil:
 		return nil, fmt.Errorf("%q: user and password do not belong into the URL", shown)

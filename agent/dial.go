@@ -65,6 +65,7 @@ type dialer struct {
 	avoid *avoided
 }
 
+// newDialer makes the one dialer of an agent, whose configuration was checked.
 func newDialer(c Config) *dialer {
 	avoid := new(avoided)
 	template := c.TLS.Clone() // nil stays nil

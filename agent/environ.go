@@ -26,6 +26,8 @@ type exception struct {
 	port   string
 }
 
+// readEnvironment reads proxies as curl and package net/http do: a name in lower case
+// first. What cannot be understood is left out.
 func readEnvironment(get func(string) string) environment {
 	first := func(names ...string) string {
 		for _, n := range names {

@@ -64,6 +64,8 @@ func (d *dialer) throughProxy(ctx context.Context, conn net.Conn, proxy *url.URL
 	return conn, nil
 }
 
+// connectTo has an HTTP proxy at the other end of conn connect it with addr, HOST:PORT. The
+// caller bounds its time, and closes conn after an error.
 func connectTo(conn net.Conn, proxy *url.URL, addr string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "CONNECT %s HTTP/1.1\r\nHost: %s\r\nUser-Agent: iottunnel-agent\r\n", addr, addr)

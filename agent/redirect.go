@@ -19,6 +19,8 @@ type redirects struct {
 	allowPlaintext bool
 }
 
+// newRedirects allows the hosts of servers, their parent domains, and what lies below the
+// domains of further.
 func newRedirects(servers []*server, further []string, allowPlaintext bool) redirects {
 	r := redirects{allowPlaintext: allowPlaintext}
 	for _, s := range servers {

@@ -87,6 +87,16 @@ func (e *RefusedError) Error() string {
 	return b.String()
 }
 
+// crowdTime is up to which Retry-After an agent waits for the edge that has answered 429,
+// rather than ask another one (protocol §5.7).
+const crowdTime = 30 * time.Second
+
+// crowd reports whether the edge has put the agent off as one of many that come at once.
+// The edge keeps a place for it, and what one edge says then the others would say, too.
+func (e *RefusedError) crowd() bool {
+	return e.Status == statusTooMany && e.retryAfter > 0 && e.retryAfter <= crowdTime
+}
+
 // redirect reports whether the answer sends the agent elsewhere.
 func (e *RefusedError) redirect() bool {
 	switch e.Status {
@@ -173,6 +183,7 @@ func (f failures) Unwrap() []error { return f }
 type plan struct {
 	backoff backoff
 	servers []*server
+	putOff  bool // the last round ended with the word of an edge that has a crowd to let in
 }
 
 // server is one of Config.Servers.
@@ -199,6 +210,23 @@ func (p *plan) afterAttempt(s *server, err error) {
 		pause = rand.N(p.backoff.max)
 	}
 	s.notBefore = time.Now().Add(pause)
+}
+
+// begin begins a round. An edge is believed once that all others have a crowd, too: one
+// that says so again may be alone.
+func (p *plan) begin() (believe bool) {
+	believe, p.putOff = !p.putOff, false
+	return believe
+}
+
+// crowded has no server asked before the one that has put the agent off.
+func (p *plan) crowded(by *server) {
+	p.putOff = true
+	for _, s := range p.servers {
+		if s.notBefore.Before(by.notBefore) {
+			s.notBefore = by.notBefore
+		}
+	}
 }
 
 // afterTunnel takes the end of a tunnel into account that was up for that long.

@@ -206,6 +206,48 @@ func TestBackoffWaitsForNoDeadServer(t *testing.T) {
 	})
 }
 
+// Of two edges that a crowd comes to, each keeps places for half of it.
+func TestCrowdAsksOneServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := config(nil, Forward{Port: 80, Dial: nowhere})
+		c.Servers = []string{"ws://127.0.0.1:1", "ws://127.0.0.1:2"}
+		a := mustNew(t, c)
+		e := newEdge(t)
+		var answer func(http.ResponseWriter, *http.Request) bool
+		e.answer = func(w http.ResponseWriter, r *http.Request) bool { return answer(w, r) }
+		to := e.inMemory()
+		var asked []string // of one round
+		a.dialer.tcp = func(ctx context.Context, _ time.Duration, addr string) (net.Conn, error) {
+			asked = append(asked, addr)
+			return to(ctx)
+		}
+		for _, round := range []struct {
+			name   string
+			answer func(http.ResponseWriter, *http.Request) bool
+			asked  int
+			pause  time.Duration // at least, and a fifth more at most; 0: none
+		}{
+			{"a crowd", refuseWith(429, "", "Retry-After", "20"), 1, 20 * time.Second},
+			{"a crowd again: perhaps there only", refuseWith(429, "", "Retry-After", "10"), 2, 10 * time.Second},
+			{"a crowd later", refuseWith(429, "", "Retry-After", "30"), 1, 30 * time.Second},
+			{"a node that is full", refuseWith(503, "", "Retry-After", "30"), 2, 30 * time.Second},
+			{"a long queue", refuseWith(429, "", "Retry-After", "31"), 2, 31 * time.Second},
+			{"no time", refuseWith(429, ""), 2, 0},
+		} {
+			for _, s := range a.plan.servers {
+				time.Sleep(time.Until(s.notBefore))
+			}
+			answer, asked = round.answer, nil
+			if _, err := a.round(t.Context()); err == nil || len(asked) != round.asked {
+				t.Errorf("%s: asked %v, %v", round.name, asked, err)
+			}
+			if wait := a.plan.wait(); round.pause != 0 && (wait < round.pause || wait > round.pause*6/5) {
+				t.Errorf("%s: a pause of %v", round.name, wait)
+			}
+		}
+	})
+}
+
 func TestNextServerWhenOneRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := config(nil, Forward{Port: 80, Dial: nowhere})

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/iottunnel/iottunnel/agent/internal/check"
+	"github.com/iottunnel/iottunnel/internal/freeport"
 	"github.com/iottunnel/iottunnel/internal/golden"
 )
 
@@ -84,12 +84,7 @@ func TestCheck(t *testing.T) {
 
 // An agent that runs with the same --status is asked, and not disturbed.
 func TestCheckAsksTheAgentThatRuns(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := freeport.One(t).String()
 	if _, ok := askRunning(t.Context(), addr); ok {
 		t.Error("nobody is asked, and answers")
 	}

@@ -122,6 +122,9 @@ func join(ctx context.Context, conn net.Conn, in io.Reader, out io.Writer) error
 // serveLocal connects each connection to --listen, until ctx ends. The first line of
 // standard output is where it listens.
 func (o *options) serveLocal(ctx context.Context, config agent.Config, port uint16, stdout io.Writer) (int, error) {
+	if _, _, err := net.SplitHostPort(o.listen); err != nil {
+		return 0, fmt.Errorf("--listen: %q is not ADDRESS:PORT, such as 127.0.0.1:2222", o.listen)
+	}
 	l, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return 0, fmt.Errorf("--listen: %w", err)

@@ -32,6 +32,9 @@ func main() {
 
 // command does what args say and returns the exit status.
 func command(args, environ []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == "--version" {
+		args = []string{"version"}
+	}
 	name, o, err := parse(args, environ)
 	status := exitOK
 	switch {

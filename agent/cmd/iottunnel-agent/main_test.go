@@ -67,6 +67,8 @@ func TestExitStatus(t *testing.T) {
 		io.WriteString(w, `{"error":"unauthorized","message":"device or token is wrong"}`)
 	}))
 	defer refusing.Close()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
 	run := func(more ...string) []string {
 		return append([]string{"run", "--device", "cam-17", "--forward", "80", "--once"}, more...)
 	}
@@ -80,13 +82,16 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"--help"}, exitOK, "iottunnel-agent run ", ""},
 		{[]string{"run", "-h"}, exitOK, "--token-file FILE", ""},
 		{[]string{"version"}, exitOK, "iottunnel-agent ", ""},
+		{[]string{"--version"}, exitOK, "iottunnel-agent ", ""},
 		{[]string{"run"}, exitUsage, "", "--server is needed"},
 		{[]string{"run", "--servr", "x"}, exitUsage, "", "flag provided but not defined: --servr"},
+		{[]string{"run", "--token", "t0ken"}, exitUsage, "", "flag provided but not defined: --token; other users of this computer can see flags: name the file"},
 		{[]string{"run", "--server"}, exitUsage, "", "flag needs an argument: --server"},
 		{[]string{"run", "--heartbeat", "5"}, exitUsage, "", `invalid value "5" for flag --heartbeat`},
 		{[]string{"run", "away"}, exitUsage, "", `run: unexpected argument "away"`},
 		{run("--server", "wss://127.0.0.1:1"), exitUnreachable, "", "tcp: dial tcp 127.0.0.1:1:"},
 		{run("--server", refusing.URL), exitRefused, "", "answered 401 unauthorized: device or token is wrong"},
+		{run("--server", other.URL), exitUnreachable, "", "not by an iottunnel edge"},
 		{run("--server", "ws://192.0.2.1"), exitUsage, "", `iottunnel-agent: --server: "ws://192.0.2.1" would send the token unencrypted; use wss://, or allow it on a network that you trust (--allow-plaintext)`},
 		{run("--server", "wss://a", "--device", strings.Repeat("a", 57)), exitUsage, "", "iottunnel-agent: --device: longer than 56 characters"},
 		{run("--server", "wss://a", "--max-backoff", "2h"), exitUsage, "", "iottunnel-agent: --max-backoff: 2h0m0s is not from 1s to 1h"},
@@ -106,14 +111,14 @@ func TestExitStatus(t *testing.T) {
 		{[]string{"service", "start", "--device", "a"}, exitUsage, "", "service start takes no --device: what the service does was said to install"},
 		{[]string{"service", "status", "--manager", "upstart"}, exitUsage, "", `"upstart" is not a service manager`},
 		{run("--server", "wss://a", "--heartbeat", "5s"), exitUsage, "", "iottunnel-agent: --heartbeat: 5s is not from 10s to 15m0s"},
-		{run("--server", "wss://a", "--token-file", "/nowhere"), exitUsage, "", "--token-file: open /nowhere"},
+		{run("--server", "wss://a", "--token-file", "/nowhere"), exitUsage, "", "enroll` do so for a claim code"},
 		{run("--server", "wss://a", "--ca", "main.go"), exitUsage, "", "--ca: main.go holds no certificate"},
 		{run("--server", "wss://a", "--client-key", "a"), exitUsage, "", "need each other"},
 		{run("--server", "wss://a", "--proxy", "proxy:80"), exitUsage, "", "--proxy: not http://"},
 		{run("--server", "wss://a", "--dns", "dns.example.com"), exitUsage, "", "--dns:"},
 		{run("--server", "wss://a", "--log-format", "xml"), exitUsage, "", "--log-format:"},
-		{run("--server", "wss://a", "--log-level", "loud"), exitUsage, "", "--log-level"},
-		{run("--server", "wss://a", "--config", "/nowhere"), exitUsage, "", "config: open /nowhere"},
+		{run("--server", "wss://a", "--log-level", "loud"), exitUsage, "", "--log-level: it is debug, info"},
+		{run("--server", "wss://a", "--config", "/nowhere"), exitUsage, "", "no such file or directory; -c names a file"},
 	} {
 		code, stdout, stderr := status(t, test.args...)
 		if code != test.code || !strings.Contains(stdout, test.stdout) || !strings.Contains(stderr, test.stderr) ||
@@ -312,7 +317,7 @@ func TestErrorsNameTheSetting(t *testing.T) {
 		{args: good[:2], yaml: "forward:\n  - 80\n  - 22=no\n", want: "config: " + file + `: line 1: forward: 22=no: "no" is not HOST:PORT`},
 		{args: good, env: "IOTTUNNEL_TOKEN=t0ken t0ken", want: "IOTTUNNEL_TOKEN: character 6 is a space or not printable ASCII"},
 		{args: append(good, "--token-file="+token), env: "IOTTUNNEL_TOKEN=a b", token: "t0k\x01en", want: "--token-file: character 4 is a space or not printable ASCII"},
-		{args: good, yaml: "token_file: " + token + "\n", want: "config: " + file + ": line 1: token_file: " + token + " is empty"},
+		{args: good, yaml: "token_file: " + token + "\n", want: "config: " + file + ": line 1: token_file: " + token + " is empty; write the secret into it"},
 	} {
 		for name, text := range map[string]string{file: test.yaml, token: test.token} {
 			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {

@@ -125,6 +125,18 @@ func (h *heartbeat) Set(s string) error {
 	return nil
 }
 
+// level is the least that is logged.
+type level slog.Level
+
+func (l *level) String() string { return slog.Level(*l).String() }
+
+func (l *level) Set(s string) error {
+	if (*slog.Level)(l).UnmarshalText([]byte(s)) != nil {
+		return errors.New("it is debug, info, warn or error")
+	}
+	return nil
+}
+
 // flags makes the flag set that fills o. The key of a flag in the file, and its
 // name in the environment, follow from its name.
 func (o *options) flags() *flag.FlagSet {
@@ -149,7 +161,8 @@ func (o *options) flags() *flag.FlagSet {
 	fs.Var(&o.dns, "dns", "")
 	fs.DurationVar(&o.maxBackoff, "max-backoff", 30*time.Second, "")
 	fs.StringVar(&o.status, "status", "", "")
-	fs.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "")
+	o.logLevel = slog.LevelInfo
+	fs.Var((*level)(&o.logLevel), "log-level", "")
 	fs.StringVar(&o.logFormat, "log-format", "text", "")
 	fs.BoolVar(&o.once, "once", false, "")
 	fs.StringVar(&o.output, "output", "text", "")
@@ -225,7 +238,7 @@ func (o *options) parseOnto(fs *flag.FlagSet, args []string) (name string, err e
 		if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 			return name, err
 		} else if err != nil {
-			return name, &usageError{dashes(err)}
+			return name, &usageError{unknown(dashes(err))}
 		}
 		switch {
 		case fs.NArg() == 0:
@@ -274,6 +287,14 @@ func dashes(err error) error {
 	return err
 }
 
+// unknown adds the cure to the message about a flag that others would have.
+func unknown(err error) error {
+	if err.Error() == "flag provided but not defined: --token" {
+		return fmt.Errorf("%w; other users of this computer can see flags: name the file that holds the secret with --token-file, or set IOTTUNNEL_TOKEN", err)
+	}
+	return err
+}
+
 // readEnvironment sets each flag from IOTTUNNEL_NAME. Repeated ones are separated
 // by spaces.
 func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err error) {
@@ -303,7 +324,7 @@ func readEnvironment(fs *flag.FlagSet, o *options, env map[string]string) (err e
 func readFile(fs *flag.FlagSet, o *options, name string) error {
 	text, err := os.ReadFile(name)
 	if err != nil {
-		return fmt.Errorf("config: %w", err)
+		return fmt.Errorf("config: %w%s", err, cure(err, "-c names a file of settings; without it flags and IOTTUNNEL_* say everything"))
 	}
 	settings, err := parseYAML(string(text))
 	if err != nil {

@@ -106,8 +106,11 @@ func keepSmall() (started func()) {
 	})
 }
 
-// exitStatus is that of a failure with --once.
+// exitStatus is that of a failure with --once. What is no edge has refused nothing.
 func exitStatus(err error) int {
+	if answer := new(agent.RefusedError); errors.As(err, &answer) && answer.Code == "" {
+		return exitUnreachable
+	}
 	var final interface{ Final() bool }
 	if errors.As(err, &final) && final.Final() {
 		return exitRefused
@@ -197,9 +200,22 @@ func (o *options) secret() (string, error) {
 	}
 	token, err := readToken(o.tokenFile)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", o.name("token-file"), err)
+		return "", fmt.Errorf("%s: %w%s", o.name("token-file"), err,
+			cure(err, "write the secret into it that the edge's operator gave you (connect: the grant), or have `iottunnel-agent enroll` do so for a claim code"))
 	}
 	return token, nil
+}
+
+// cure is the end of a message on a file that could not be read: what to do where it
+// is not there.
+func cure(err error, absent string) string {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return "; " + absent
+	case errors.Is(err, os.ErrPermission):
+		return "; run this as root, or let this user read it"
+	}
+	return ""
 }
 
 // reach is that part of a configuration which says how an edge is reached.
@@ -256,6 +272,7 @@ func printPorts(w io.Writer, up agent.Up) {
 // maxToken bounds what is read of a token file, in bytes: a JWT fits.
 const maxToken = 6 << 10
 
+// readToken returns what a file holds, without white space around it: 1 to maxToken bytes.
 func readToken(name string) (string, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -271,17 +288,18 @@ func readToken(name string) (string, error) {
 	case len(text) > maxToken:
 		return "", fmt.Errorf("%s is longer than %d bytes", name, maxToken)
 	case token == "":
-		return "", fmt.Errorf("%s is empty", name)
+		return "", fmt.Errorf("%s is empty; write the secret into it", name)
 	}
 	return token, nil
 }
 
+// tls is whom the agent trusts, and what it shows itself.
 func (o *options) tls() (*tls.Config, error) {
 	c := &tls.Config{InsecureSkipVerify: o.insecureSkipVerify}
 	if o.ca != "" {
 		text, err := os.ReadFile(o.ca)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", o.name("ca"), err)
+			return nil, fmt.Errorf("%s: %w%s", o.name("ca"), err, cure(err, "name a file with the certificate, in PEM, of the authority that signs the edge's"))
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(text) {
@@ -294,7 +312,7 @@ func (o *options) tls() (*tls.Config, error) {
 	if o.clientCert != "" {
 		cert, err := tls.LoadX509KeyPair(o.clientCert, o.clientKey)
 		if err != nil {
-			return nil, fmt.Errorf("%s, %s: %w", o.name("client-cert"), o.name("client-key"), err)
+			return nil, fmt.Errorf("%s, %s: %w%s", o.name("client-cert"), o.name("client-key"), err, cure(err, "name two files in PEM: a certificate, and its key"))
 		}
 		c.Certificates = []tls.Certificate{cert}
 	}

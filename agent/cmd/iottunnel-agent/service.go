@@ -71,6 +71,7 @@ func runService(o *options, stdout, stderr io.Writer) (int, error) {
 	return exitOK, nil
 }
 
+// serviceStatus prints the state of the service, and returns the exit status for it.
 func serviceStatus(m service.Manager, stdout, stderr io.Writer) int {
 	state, more, err := m.Status()
 	if err != nil {

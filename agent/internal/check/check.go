@@ -138,6 +138,8 @@ var hops = []struct {
 	{"tunnel", (*way).tunnel},
 }
 
+// server goes along the way to one server, and reports each hop: those behind one that
+// fails as not tried.
 func (c *checker) server(ctx context.Context, server string) {
 	w := &way{checker: c, server: server}
 	defer func() {

@@ -29,6 +29,7 @@ func (c *checker) target(ctx context.Context, f agent.Forward) {
 	c.report(found)
 }
 
+// service asks the service behind a forward for as much as its kind lets it answer.
 func (c *checker) service(ctx context.Context, f agent.Forward) Finding {
 	ctx, cancel := context.WithTimeout(ctx, targetTime)
 	defer cancel()

@@ -72,6 +72,7 @@ func (m Machine) Expand(template string) (string, error) {
 		template, b.String(), b.Len(), Max)
 }
 
+// value is what stands for a placeholder, which is name without its braces.
 func (m Machine) value(name string) (string, error) {
 	var text string
 	var err error
@@ -148,6 +149,7 @@ func valid(s string) string {
 	return b.String()
 }
 
+// mac is the address of the first built-in interface, by name, that has one of its maker.
 func (m Machine) mac() (string, error) {
 	all, err := m.Interfaces()
 	if err != nil {
@@ -165,6 +167,7 @@ func (m Machine) mac() (string, error) {
 	return "", fmt.Errorf("no network interface is built in and has an address of its maker; name one, as in {mac:eth0} (%s)", having(all))
 }
 
+// macOf is the address of the interface of that name.
 func (m Machine) macOf(name string) (string, error) {
 	all, err := m.Interfaces()
 	if err != nil {

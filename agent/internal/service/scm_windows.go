@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/windows"
 	"golang.org/x/sys/windows/svc"
@@ -88,16 +89,24 @@ func (scm) Install(s Spec) error {
 				return err
 			}
 		}
-		again := mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: 10 * time.Second}
-		if err := service.SetRecoveryActions([]mgr.RecoveryAction{again, again, again}, 3600); err != nil {
-			return err
-		}
-		if err := service.SetRecoveryActionsOnNonCrashFailures(true); err != nil {
-			return err
-		}
 		_ = eventlog.Remove(Name) // of before
-		return eventlog.InstallAsEventCreate(Name, eventlog.Info|eventlog.Warning|eventlog.Error)
+		if err := eventlog.InstallAsEventCreate(Name, eventlog.Info|eventlog.Warning|eventlog.Error); err != nil {
+			return fmt.Errorf("installed, but without a log of its own: %w", err)
+		}
+		if err := startAgain(service); err != nil {
+			return fmt.Errorf("installed, but nothing starts it again after a failure: %w", err)
+		}
+		return nil
 	})
+}
+
+// startAgain has the service started again whenever it fails.
+func startAgain(s *mgr.Service) error {
+	again := mgr.RecoveryAction{Type: mgr.ServiceRestart, Delay: 10 * time.Second}
+	if err := s.SetRecoveryActions([]mgr.RecoveryAction{again, again, again}, 3600); err != nil {
+		return err
+	}
+	return s.SetRecoveryActionsOnNonCrashFailures(true)
 }
 
 func (m scm) Uninstall() error {
@@ -170,10 +179,32 @@ func (scm) Status() (state State, more string, err error) {
 	return state, more, err
 }
 
+// asService tells whether the service control manager started this process: also that
+// of Wine, which is in session 1 and no manager to svc.IsWindowsService.
+func asService() bool {
+	if inside, err := svc.IsWindowsService(); err == nil && inside {
+		return true
+	}
+	all, err := windows.CreateToolhelp32Snapshot(windows.TH32CS_SNAPPROCESS, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = windows.CloseHandle(all) }() // nothing depends on it
+	names, parent := make(map[uint32]string), uint32(0)
+	p := windows.ProcessEntry32{Size: uint32(unsafe.Sizeof(windows.ProcessEntry32{}))}
+	for err = windows.Process32First(all, &p); err == nil; err = windows.Process32Next(all, &p) {
+		names[p.ProcessID] = windows.UTF16ToString(p.ExeFile[:])
+		if p.ProcessID == windows.GetCurrentProcessId() {
+			parent = p.ParentProcessID
+		}
+	}
+	return strings.EqualFold(names[parent], "services.exe")
+}
+
 // Run calls program: as a service, if the service control manager started this
 // process, with a context that ends when it says so and a log that is the system's.
 func Run(log io.Writer, program func(ctx context.Context, log io.Writer) int) int {
-	if inside, err := svc.IsWindowsService(); err != nil || !inside {
+	if !asService() {
 		return program(context.Background(), log)
 	}
 	if events, err := eventlog.Open(Name); err == nil {

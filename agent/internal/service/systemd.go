@@ -9,6 +9,7 @@ import (
 	"strings"
 )
 
+// systemd is asked and told through systemctl.
 func systemd(run func(...string) (string, error)) Manager {
 	const unit = Name + ".service"
 	return &scripted{
@@ -56,7 +57,8 @@ var hidden = []string{"/home", "/root", "/run/user", "/tmp", "/var/tmp"}
 
 // unitFile is systemd.service(5). The user is one that exists while the service
 // runs, and can read nothing of its own: files come as credentials, which systemd
-// has read (since version 247).
+// has read (since version 247). PrivateUsers= is left out: the kernels of many devices have
+// no user namespaces, and the service would fail there (217/USER).
 func unitFile(s Spec) (string, error) {
 	for _, folder := range hidden {
 		if strings.HasPrefix(filepath.Clean(s.Program)+"/", folder+"/") {
@@ -77,7 +79,7 @@ func unitFile(s Spec) (string, error) {
 		fmt.Fprintf(&credentials, "LoadCredential=%s:%s\n", flag, path)
 		words = append(words, `"--`+flag+`=${CREDENTIALS_DIRECTORY}/`+flag+`"`)
 	}
-	user := "DynamicUser=yes\nPrivateUsers=yes\n"
+	user := "DynamicUser=yes\n"
 	if s.User != "" {
 		user = "User=" + unitEscape.Replace(s.User) + "\n"
 	}

@@ -35,6 +35,7 @@ enum {
 	SLOW_MIN = 300000,   /* slowly: 5 to 15 minutes (5.6) */
 	SLOW_SPAN = 600000,
 	RETRY_MOST = 600000, /* of Retry-After (5.6) */
+	CROWD = 30, /* up to which Retry-After in seconds no other edge is asked (5.7) */
 	LATE_TIME = 2000, /* how long an open waits for a stream that is about to end */
 	GOODBYE_TIME = 2000, /* for the answer to our close frame (5.3) */
 	HALF_TIME = 300000, /* without a byte in a stream half of which has ended (6.8) */
@@ -1349,6 +1350,10 @@ static void down(struct iott *c, const char *why) {
 	}
 	if (c->greeted)
 		c->untried = 0, c->pause = 0;
+	if (end.status == 429 && k->retry_s > 0 && k->retry_s <= CROWD && !c->put_off) /* it keeps a place (5.7) */
+		c->untried = 0, c->put_off = 1;
+	else if (c->untried == 0)
+		c->put_off = 0;
 	if (pause > c->pause)
 		c->pause = pause;
 	if (c->untried != 0) { /* the next server, before any wait (5.7) */
@@ -1414,51 +1419,56 @@ static unsigned next_server(struct iott *c) {
 
 /* ---- The control socket ---- */
 
-/* speak sends what streams have to say on the control socket: refusals, ends, resets and
- * credit, in turn. It stops when there is no room. */
+/* say_all sends what a stream has to say on the control socket: a refusal, an end, a reset
+ * or credit; 0 if some of it finds no room. */
+static int say_all(struct iott *c, struct iott_stream *s) {
+	uint8_t head[9];
+	if (s->state == T_FREE)
+		return 1;
+	if (s->pending & W_REFUSED) {
+		if (!say_refused(c, s->number, s->reason))
+			return 0;
+		release(c, s);
+		return 1;
+	}
+	if (s->socket != NULL)
+		return 1;
+	put32(head + 1, s->number);
+	head[0] = s->pending & W_RESET ? RESET : FIN;
+	if (s->pending && !frame(c, &c->control, OP_BINARY, head, 5, NULL, 0))
+		return 0;
+	if (s->pending & W_RESET) {
+		release(c, s);
+		return 1;
+	}
+	if (s->pending & W_FIN) {
+		s->pending = 0;
+		s->wrote = 1;
+		s->out = D_ENDED;
+		settle(c, s);
+	}
+	if (s->state != T_FREE && s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
+		head[0] = CREDIT;
+		put32(head + 5, s->freed);
+		if (!frame(c, &c->control, OP_BINARY, head, 9, NULL, 0))
+			return 0;
+		s->freed = 0;
+		s->wrote = 1;
+	}
+	return 1;
+}
+
+/* speak sends what streams have to say on the control socket, up to the first that finds no
+ * room: the next time that is the first (9.4). */
 static void speak(struct iott *c) {
-	struct iott_socket *k = &c->control;
 	unsigned i;
 	for (i = 0; i < c->cfg->streams; i++) {
-		struct iott_stream *s = &c->streams[(i + c->turn) % c->cfg->streams];
-		uint8_t head[9];
-		if (s->state == T_FREE)
-			continue;
-		if (s->pending & W_REFUSED) {
-			if (!say_refused(c, s->number, s->reason))
-				return;
-			release(c, s);
-			continue;
-		}
-		if (s->socket != NULL)
-			continue;
-		put32(head + 1, s->number);
-		head[0] = s->pending & W_RESET ? RESET : FIN;
-		if (s->pending && !frame(c, k, OP_BINARY, head, 5, NULL, 0))
+		unsigned at = (i + c->turn) % c->cfg->streams;
+		if (!say_all(c, &c->streams[at])) {
+			c->turn = (uint8_t)at;
 			return;
-		if (s->pending & W_RESET) {
-			release(c, s);
-			continue;
-		}
-		if (s->pending & W_FIN) {
-			s->pending = 0;
-			s->wrote = 1;
-			s->out = D_ENDED;
-			settle(c, s);
-			if (s->state == T_FREE)
-				continue;
-		}
-		if (s->in == D_OPEN && s->freed >= (s->window + 1) / 2) {
-			head[0] = CREDIT;
-			put32(head + 5, s->freed);
-			if (!frame(c, k, OP_BINARY, head, 9, NULL, 0))
-				return;
-			s->freed = 0;
-			s->wrote = 1;
 		}
 	}
-	if (++c->turn >= c->cfg->streams)
-		c->turn = 0;
 }
 
 /* poll_control does what there is to do on the control socket, and for the way to it. */
@@ -1630,7 +1640,7 @@ const char *iott_init(struct iott *c, const struct iott_config *cfg, void *memor
 
 uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
 	uint32_t wait = TICK;
-	unsigned i;
+	unsigned i, first;
 	if (c->state == C_OVER)
 		return IOTT_OVER;
 	if (!c->begun) { /* the first time: whatever the clock says, begin now */
@@ -1645,16 +1655,17 @@ uint32_t iott_poll(struct iott *c, uint32_t now_ms) {
 	} else {
 		poll_control(c);
 	}
-	for (i = 0; i < c->cfg->streams; i++) {
-		struct iott_stream *s = &c->streams[i];
+	for (first = c->next, i = 0; i < c->cfg->streams; i++) {
+		unsigned at = (first + i) % c->cfg->streams;
+		struct iott_stream *s = &c->streams[at];
 		if (s->socket != NULL)
 			poll_transfer(c, s);
 		else if (s->state != T_FREE)
 			offer(c, s);
-		if (s->state == T_LIVE && s->out == D_OPEN && s->wants && iott_writable(c, (int)i) > 0) {
+		if (s->state == T_LIVE && s->out == D_OPEN && s->wants && iott_writable(c, (int)at) > 0) {
 			s->wants = 0;
 			if (c->cfg->on_writable != NULL)
-				c->cfg->on_writable(c->cfg->user, (int)i);
+				c->cfg->on_writable(c->cfg->user, (int)at);
 		}
 		if (s->state == T_LIVE && s->socket == NULL && (s->in == D_ENDED || s->out == D_ENDED) && since(c->now, s->since) > HALF_TIME)
 			break_off(c, s);
@@ -1719,6 +1730,7 @@ size_t iott_write(struct iott *c, int stream, const void *p, size_t n) {
 		frame(c, &c->control, OP_BINARY, head, 5, p, n);
 		s->credit -= (uint32_t)n;
 		s->due += (uint32_t)n;
+		c->next = (uint8_t)((unsigned)stream + 1); /* 9.4: with the next poll the others come first */
 		flush(c, &c->control);
 	}
 	s->since = c->now;

@@ -199,7 +199,8 @@ struct iott_text { /* a message under way (protocol 4.3) */
 struct iott {
 	const struct iott_config *cfg;
 	uint32_t now, retry_at, up_at, drain_at, pause, untried; /* untried: bits of servers */
-	uint8_t state, more, greeted, begun, failures, breaches, stopping, draining, turn, late;
+	uint8_t state, more, greeted, begun, failures, breaches, stopping, draining, late, put_off;
+	uint8_t turn, next; /* streams that are first with the room in control: to speak, and to write */
 	uint32_t heartbeat_ms, window;
 	char host[254], instance[33];
 	uint16_t port;

@@ -146,35 +146,43 @@ static int connected(struct iott_bridge *b, int stream) {
 	return 0;
 }
 
-void iott_bridge_poll(struct iott_bridge *b, uint32_t now_ms) {
+/* relay passes on what the service of a stream has sent, as far as there is room. */
+static void relay(struct iott_bridge *b, int stream) {
+	struct iott_bridged *s = &b->streams[stream];
 	uint8_t chunk[CHUNK];
-	int i, round;
+	int round;
+	for (round = 0; round < ROUNDS && s->fd >= 0 && !s->finished; round++) {
+		size_t room = iott_writable(b->client, stream);
+		long got;
+		if (room == 0) {
+			s->blocked = 1;
+			iott_write(b->client, stream, chunk, 1); /* accepted: 0; on_writable is asked for */
+			return;
+		}
+		got = recv(s->fd, chunk, room < sizeof chunk ? room : sizeof chunk, 0);
+		if (got > 0) {
+			iott_write(b->client, stream, chunk, (size_t)got);
+			b->next = (unsigned)stream + 1;
+		} else if (got == 0) {
+			s->finished = 1;
+			iott_finish(b->client, stream);
+		} else {
+			if (!later()) {
+				hang_up(s, 0);
+				iott_abort(b->client, stream);
+			}
+			return;
+		}
+	}
+}
+
+void iott_bridge_poll(struct iott_bridge *b, uint32_t now_ms) {
+	unsigned i, first = b->next;
 	b->now = now_ms;
 	for (i = 0; i < IOTT_BRIDGE_STREAMS; i++) {
-		struct iott_bridged *s = &b->streams[i];
-		if (s->fd < 0 || (s->connecting && !connected(b, i)))
-			continue;
-		for (round = 0; round < ROUNDS && s->fd >= 0 && !s->finished; round++) {
-			size_t room = iott_writable(b->client, i);
-			long got;
-			if (room == 0) {
-				s->blocked = 1;
-				iott_write(b->client, i, chunk, 1); /* accepted: 0; on_writable is asked for */
-				break;
-			}
-			got = recv(s->fd, chunk, room < sizeof chunk ? room : sizeof chunk, 0);
-			if (got > 0) {
-				iott_write(b->client, i, chunk, (size_t)got);
-			} else if (got == 0) {
-				s->finished = 1;
-				iott_finish(b->client, i);
-			} else {
-				if (!later()) {
-					hang_up(s, 0);
-					iott_abort(b->client, i);
-				}
-				break;
-			}
-		}
+		int stream = (int)((first + i) % IOTT_BRIDGE_STREAMS);
+		struct iott_bridged *s = &b->streams[stream];
+		if (s->fd >= 0 && (!s->connecting || connected(b, stream)))
+			relay(b, stream);
 	}
 }

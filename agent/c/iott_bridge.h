@@ -33,6 +33,7 @@ struct iott_bridge {
 		uint32_t since;
 	} streams[IOTT_BRIDGE_STREAMS];
 	uint32_t now;
+	unsigned next; /* the stream behind the last that wrote: the first in the next poll */
 };
 
 /* iott_bridge_init makes cfg's callbacks of streams those of b, and cfg->user b. */

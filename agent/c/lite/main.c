@@ -112,12 +112,12 @@ static void on_down(void *user, const struct iott_end *end) {
 		once_status = end->status >= 400 && end->status < 500 && end->status != 429 ? EXIT_REFUSED : EXIT_UNREACHABLE;
 }
 
-/* read_file returns a file's content with a zero byte behind it. */
-static char *read_file(const char *option, const char *name, size_t *len) {
+/* read_file returns a file's content, which holds what, with a zero byte behind it. */
+static char *read_file(const char *option, const char *name, const char *what, size_t *len) {
 	FILE *f = fopen(name, "rb");
 	char *p = malloc(FILE_MOST + 1);
 	if (f == NULL || p == NULL)
-		fail("%s: %s: %s", option, name, strerror(errno));
+		fail("%s: %s: %s; it is to hold %s", option, name, strerror(errno), what);
 	*len = fread(p, 1, FILE_MOST, f);
 	if (ferror(f) || !feof(f))
 		fail("%s: %s: cannot be read, or is larger than 1 MiB", option, name);
@@ -184,6 +184,8 @@ static void forward(char *value, struct iott_port *port, struct iott_target *tar
 }
 
 #ifndef IOTT_WITHOUT_TLS
+static const char authorities[] = "the certificate, in PEM, of the authority that signs the edge's";
+
 static char *system_ca(size_t *len) {
 	static const char *const files[] = {"/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"};
 	size_t i;
@@ -191,7 +193,7 @@ static char *system_ca(size_t *len) {
 	for (i = 0; i < sizeof files / sizeof *files; i++)
 		if ((f = fopen(files[i], "rb")) != NULL) {
 			fclose(f);
-			return read_file("--ca", files[i], len);
+			return read_file("--ca", files[i], authorities, len);
 		}
 	fail("--ca: this system has no certificates of its own: install ca-bundle, or name a file");
 }
@@ -200,7 +202,7 @@ static char *system_ca(size_t *len) {
 static void secure(struct iott_net *net, const struct iott_net *plain, const char *ca_file) {
 	static struct iott_mbedtls tls;
 	size_t len;
-	char *ca = ca_file != NULL ? read_file("--ca", ca_file, &len) : system_ca(&len);
+	char *ca = ca_file != NULL ? read_file("--ca", ca_file, authorities, &len) : system_ca(&len);
 	int err = iott_mbedtls_init(&tls, net, plain, (const unsigned char *)ca, len + 1);
 	free(ca);
 	if (err != 0)
@@ -305,7 +307,7 @@ int main(int argc, char **argv) {
 	}
 	if (cfg.nservers == 0 || cfg.device == NULL || cfg.nports == 0)
 		fail("--server, --device and --forward are needed");
-	token = token_file != NULL ? read_file("--token-file", token_file, &len) : getenv("IOTTUNNEL_TOKEN");
+	token = token_file != NULL ? read_file("--token-file", token_file, "the device's secret, as the edge's operator gave it", &len) : getenv("IOTTUNNEL_TOKEN");
 	if (token == NULL)
 		fail("--token-file or IOTTUNNEL_TOKEN is needed");
 	for (len = strlen(token); len > 0 && isspace((unsigned char)token[len - 1]); len--)
@@ -322,8 +324,8 @@ int main(int argc, char **argv) {
 	cfg.on_down = on_down;
 	config = &cfg;
 	memory = malloc(iott_memory(&cfg));
-	if ((bad = iott_init(&client, &cfg, memory, iott_memory(&cfg))) != NULL)
-		fail("%s", bad);
+	if ((bad = iott_init(&client, &cfg, memory, iott_memory(&cfg))) != NULL) /* it names settings of struct iott_config */
+		fail("--%s%s", strncmp(bad, "servers: ", 9) == 0 ? "server: " : "", strncmp(bad, "servers: ", 9) == 0 ? bad + 9 : bad);
 
 	memset(&action, 0, sizeof action);
 	action.sa_handler = on_signal;

@@ -1,11 +1,14 @@
 /* puppet is an iott client whose system, clock and program are at the other end of a pipe:
- * a test reads what the client does, line by line, and says what happens to it. Its random
- * bytes are those of the examples in docs/protocol.md §13. */
+ * a test reads what the client does, line by line, and says what happens to it. Its program
+ * may be the bridge instead, to a service on this machine. Its random bytes are those of the
+ * examples in docs/protocol.md §13. */
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "../iott.h"
+#include "../iott_bridge.h"
 
 enum { LINE = 1 << 20 };
 
@@ -18,6 +21,8 @@ static struct {
 static int nsockets;
 static size_t take = (size_t)-1, room = (size_t)-1;
 static int refuse;
+static struct iott_bridge bridge;
+static struct iott_target target;
 
 static void hex(const uint8_t *p, size_t n) {
 	while (n-- > 0)
@@ -52,6 +57,8 @@ static long net_send(void *ctx, int sock, const void *p, size_t n) {
 		n = room;
 	if (n == 0)
 		return IOTT_AGAIN;
+	if (room != (size_t)-1)
+		room -= n;
 	printf("sent %d ", sock);
 	hex(p, n);
 	putchar('\n');
@@ -148,6 +155,16 @@ static void on_writable(void *user, int stream) {
 	printf("writable %d\n", stream);
 }
 
+/* serve PORT LOCAL: the program is a bridge, which has a service of this machine behind a port. */
+static void serve(unsigned port, unsigned local) {
+	struct sockaddr_in *addr = (struct sockaddr_in *)&target.addr;
+	target.port = (uint16_t)port;
+	target.addr_len = sizeof *addr;
+	addr->sin_family = AF_INET;
+	addr->sin_port = htons((uint16_t)local);
+	addr->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+}
+
 /* init PROFILE STREAMS BUFFER HEARTBEAT SERVER[,SERVER...] DEVICE TOKEN PORT[/KIND]... */
 static void init(char *args) {
 	static struct iott_config cfg;
@@ -180,6 +197,8 @@ static void init(char *args) {
 	cfg.net = &net;
 	cfg.on_ready = on_ready, cfg.on_address = on_address, cfg.on_down = on_down, cfg.on_open = on_open, cfg.on_data = on_data;
 	cfg.on_end = on_end, cfg.on_abort = on_abort, cfg.on_over = on_over, cfg.on_writable = on_writable;
+	if (target.port)
+		iott_bridge_init(&bridge, &client, &cfg, &target, 1);
 	mem = malloc(iott_memory(&cfg) ? iott_memory(&cfg) : 1);
 	bad = iott_init(&client, &cfg, mem, iott_memory(&cfg));
 	printf("init %lu %s\n", (unsigned long)(sizeof client + iott_memory(&cfg)), bad ? bad : "ok");
@@ -199,9 +218,14 @@ int main(void) {
 			rest++;
 		if (strcmp(line, "init") == 0)
 			init(arg);
-		else if (strcmp(line, "poll") == 0)
-			printf("wait %lu\n", (unsigned long)iott_poll(&client, (uint32_t)strtoul(arg, NULL, 10)));
-		else if (strcmp(line, "connected") == 0)
+		else if (strcmp(line, "serve") == 0)
+			serve((unsigned)a, (unsigned)atoi(rest));
+		else if (strcmp(line, "poll") == 0) {
+			uint32_t now = (uint32_t)strtoul(arg, NULL, 10);
+			if (target.port)
+				iott_bridge_poll(&bridge, now);
+			printf("wait %lu\n", (unsigned long)iott_poll(&client, now));
+		} else if (strcmp(line, "connected") == 0)
 			sockets[a].ready = atoi(rest);
 		else if (strcmp(line, "feed") == 0) {
 			uint8_t *p = unhex(rest, &n);

@@ -23,7 +23,7 @@ var compiler = sync.OnceValues(func() (string, error) {
 	}
 	bin := filepath.Join(dir, "puppet")
 	out, err := exec.Command("cc", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror", "-g", "-O1",
-		"-fsanitize=address,undefined,bounds-strict", "-fno-sanitize-recover=all", "-o", bin, "../puppet/puppet.c", "../iott.c").CombinedOutput()
+		"-fsanitize=address,undefined,bounds-strict", "-fno-sanitize-recover=all", "-o", bin, "../puppet/puppet.c", "../iott.c", "../iott_bridge.c").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("cc: %w\n%s", err, out)
 	}
@@ -52,15 +52,16 @@ type puppet struct {
 // runs it otherwise than with sanitizers.
 func newPuppet(t *testing.T, init string, command ...string) *puppet {
 	t.Helper()
-	p := start(t, init, command...)
+	p := start(t, command...)
+	p.do("init %s", init)
 	if line := p.next(); !strings.HasSuffix(line, " ok") {
 		t.Fatalf("init: %s", line)
 	}
 	return p
 }
 
-// start is newPuppet for a configuration that may be wrong.
-func start(t *testing.T, init string, command ...string) *puppet {
+// start is newPuppet without `init`.
+func start(t *testing.T, command ...string) *puppet {
 	t.Helper()
 	if len(command) == 0 {
 		bin, err := compiler()
@@ -89,7 +90,6 @@ func start(t *testing.T, init string, command ...string) *puppet {
 			t.Errorf("client: %v", err)
 		}
 	})
-	p.do("init %s", init)
 	return p
 }
 
@@ -199,6 +199,13 @@ func ready(caps, more string) string {
 func up(t *testing.T, profile string) *puppet {
 	t.Helper()
 	p := newPuppet(t, profile+" 2 1024 0 wss://edge.example.com cam-17 cam-17-token 80 22")
+	p.up(profile)
+	return p
+}
+
+// up is up for a client that has connected to nothing yet.
+func (p *puppet) up(profile string) {
+	p.t.Helper()
 	p.poll(0)
 	p.expect("dial 0 edge.example.com 443 1")
 	p.do("connected 0 1")
@@ -212,7 +219,6 @@ func up(t *testing.T, profile string) *puppet {
 	p.poll(1)
 	p.expect("ready k3qz7h5mwx2c4v6b k3qz7h5mwx2c4v6b.devices.example.net 25 256")
 	p.takeSent(0)
-	return p
 }
 
 type vector struct {

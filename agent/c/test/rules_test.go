@@ -326,32 +326,6 @@ func TestPongLater(t *testing.T) {
 	}
 }
 
-// So do credit and the end of a stream.
-func TestFullNetwork(t *testing.T) {
-	p := up(t, "inline")
-	p.feed(0, open(1, `,"early":64`))
-	p.poll(1)
-	p.takeSent(0)
-	p.do("room 0")
-	for _, n := range []int{125, 125, 125, 125, 125, 43} { // 704 bytes of pongs: all the room there is
-		p.feed(0, message(0x89, make([]byte, n)))
-		p.poll(1)
-	}
-	p.feed(0, frameOf(1, 1, strings.Repeat("x", 64)))
-	p.poll(1)
-	p.do("finish 0")
-	p.poll(1)
-	p.do("room 4096")
-	p.poll(1)
-	p.poll(1)
-	sent := p.takeSent(0)
-	for _, want := range []string{"828937fa213d32fa213d36fa213d77", "828537fa213d35fa213d36"} { // credit of 64, fin
-		if strings.Count(sent, want) != 1 {
-			t.Errorf("no %s in what the client sent: %s", want, sent)
-		}
-	}
-}
-
 // A tunnel that has lasted sets the backoff back (5.6).
 func TestBackoff(t *testing.T) {
 	p := newPuppet(t, "basic 2 1024 0 wss://edge.example.com cam-17 cam-17-token 80")
@@ -420,6 +394,39 @@ func TestServers(t *testing.T) {
 			t.Errorf("round %d: only %v", round, seen)
 		}
 	}
+}
+
+// An edge that has a crowd to let in keeps a place for the client, which asks no other edge
+// until then; twice in a row, it does (5.7).
+func TestCrowd(t *testing.T) {
+	p := newPuppet(t, "basic 2 1024 0 wss://a.example.com,wss://b.example.com cam-17 cam-17-token 80")
+	for i, told := range []struct {
+		status, after int
+		waits         bool
+	}{{429, 20, true}, {429, 20, false}, {429, 20, true}, {503, 20, false}, {503, 20, true}, {429, 31, false}, {429, 31, true}} {
+		p.poll(0)
+		var sock, wait int
+		var host string
+		if line := p.next(); !scans(line, "dial %d %s 443 1", &sock, &host) {
+			t.Fatalf("%d: the client said %q", i, line)
+		}
+		p.do("connected %d 1", sock)
+		p.feed(sock, ascii(fmt.Sprintf("HTTP/1.1 %d Later\r\nRetry-After: %d\r\nContent-Length: 0\r\n\r\n", told.status, told.after)))
+		p.poll(1)
+		p.await(fmt.Sprintf("closed %d 0", sock))
+		if line := p.next(); !scans(line, fmt.Sprintf("down %d 0 %%d", told.status), &wait) {
+			t.Fatalf("%d: the client said %q", i, line)
+		}
+		if told.waits != (wait >= told.after*1000) {
+			t.Errorf("%d: after %+v a wait of %d ms", i, told, wait)
+		}
+		p.now += wait
+	}
+}
+
+func scans(line, format string, into ...any) bool {
+	_, err := fmt.Sscanf(line, format, into...)
+	return err == nil
 }
 
 // More streams than the bound wait a moment for one that ends, then are refused.
@@ -694,7 +701,8 @@ func TestPlaintext(t *testing.T) {
 	for url, ok := range map[string]bool{
 		"ws://127.0.0.1:8080": true, "ws://localhost": true, "ws://127.evil.example.com": false, "ws://10.0.0.1": false, "wss://10.0.0.1": true,
 	} {
-		p := start(t, "basic 2 1024 0 "+url+" cam-17 cam-17-token 80")
+		p := start(t)
+		p.do("init basic 2 1024 0 %s cam-17 cam-17-token 80", url)
 		if got := strings.HasSuffix(p.next(), " ok"); got != ok {
 			t.Errorf("%s: %v", url, got)
 		}

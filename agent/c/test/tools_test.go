@@ -53,7 +53,7 @@ func valgrind(t *testing.T, program string) []string {
 // sanitizers do not see.
 func TestValgrind(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "puppet")
-	build(t, "cc", "-std=c99", "-g", "-O1", "-o", binary, "../puppet/puppet.c", "../iott.c")
+	build(t, "cc", "-std=c99", "-g", "-O1", "-o", binary, "../puppet/puppet.c", "../iott.c", "../iott_bridge.c")
 	command := valgrind(t, binary)
 	t.Run("basic", func(t *testing.T) { transcriptBasic(t, command...) })
 	t.Run("inline", func(t *testing.T) { transcriptInline(t, command...) })

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/freeport"
 	"github.com/iottunnel/iottunnel/tunnelcore"
 )
 
@@ -338,7 +338,7 @@ func TestExportImport(t *testing.T) {
 		t.Errorf("label %s, want %s", up.Label, label)
 	}
 	out, say, err := o.run("{\"device\":\"cam-4\",\"label\":\""+label+"\",\"lease_until\":\"2999-01-01T00:00:00Z\"}\nnonsense\n{\"device\":\"cam-5\",\"current\":\"12\"}\n", "import")
-	if err == nil || !strings.HasPrefix(say, "line 1: cam-4: ") || !strings.Contains(say, "\nline 2: : not a line") || !strings.Contains(say, "\nline 3: cam-5: ") {
+	if err == nil || !strings.HasPrefix(say, "line 1: cam-4: ") || !strings.Contains(say, "\nline 2: not a line") || !strings.Contains(say, "\nline 3: cam-5: ") {
 		t.Errorf("%v %q %q", err, out, say)
 	}
 	// Secrets that are known are replaced only when that is asked for.
@@ -374,14 +374,23 @@ func TestOperateWithoutEnrolled(t *testing.T) {
 }
 
 func TestAdminIsAway(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := &operator{t, &httptest.Server{URL: "http://" + l.Addr().String()}}
-	l.Close()
+	o := &operator{t, &httptest.Server{URL: "http://" + freeport.One(t).String()}}
 	o.fails("Is Caddy running", "devices")
 	o.fails("neither text nor json", "devices", "--output", "xml")
+}
+
+func TestWrongCommands(t *testing.T) {
+	o := newOperator(t)
+	o.fails("disconnect, drain, enroll", "revok", "cam-17")
+	o.fails(`code: no command "make"; there are: create, list, revoke`, "code", "make")
+	o.fails("wrong number of arguments (0); use: iottunnel rotate ID", "rotate")
+	o.fails("wrong number of arguments (1); use: iottunnel nodes", "nodes", "edge-1")
+	o.fails("--limit: -1", "devices", "--limit", "-1")
+	for _, args := range [][]string{nil, {"code"}} {
+		if out, _, err := o.run("", args...); err != nil || !strings.Contains(out, "Available Commands:") {
+			t.Errorf("%q: %v, %q", args, err, out)
+		}
+	}
 }
 
 func TestPlain(t *testing.T) {

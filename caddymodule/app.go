@@ -115,9 +115,9 @@ type App struct {
 
 	mu       sync.Mutex // guards what follows
 	ended    bool
-	refs     int  // this app and its handlers; the last one to go releases the edge
-	internal bool // a handler serves other nodes and routers
-	shared   bool // a handler has `access shared`
+	refs     int                 // this app and its handlers; the last one to go releases the edge
+	internal []*caddyhttp.Server // those with a handler for nodes and routers; nil where it is not known
+	shared   bool                // a handler has `access shared`
 	servers  []*caddyhttp.Server
 }
 

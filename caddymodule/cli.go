@@ -41,7 +41,13 @@ type cli struct {
 // command makes a subcommand that talks to the edge.
 func command(use, short, long string, args cobra.PositionalArgs, run func(c *cli, args []string) error) *cobra.Command {
 	return &cobra.Command{
-		Use: use, Short: short, Long: strings.TrimSpace(short + ".\n\n" + strings.TrimSpace(long)), Args: args,
+		Use: use, Short: short, Long: strings.TrimSpace(short + ".\n\n" + strings.TrimSpace(long)),
+		Args: func(cmd *cobra.Command, given []string) error {
+			if args(cmd, given) == nil {
+				return nil
+			}
+			return fmt.Errorf("wrong number of arguments (%d); use: %s", len(given), cmd.UseLine())
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cmd.SilenceUsage = true
 			cmd.SilenceErrors = true
@@ -58,7 +64,29 @@ func command(use, short, long string, args cobra.PositionalArgs, run func(c *cli
 	}
 }
 
+// group lets cmd tell which commands there are below it. Cobra by itself would print the
+// help for a misspelt one, and a script would take that for success.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.DisableFlagsInUseLine = true
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		var names []string
+		for _, c := range cmd.Commands() {
+			if c.IsAvailableCommand() {
+				names = append(names, c.Name())
+			}
+		}
+		cmd.SilenceUsage = true
+		return fmt.Errorf("%s: no command %q; there are: %s", cmd.Name(), args[0], strings.Join(names, ", "))
+	}
+	return cmd
+}
+
 func addCommands(root *cobra.Command) {
+	group(root)
 	flags := root.PersistentFlags()
 	flags.String("output", "text", "text for people, json for scripts")
 	flags.String("address", "", "address of Caddy's admin endpoint (default: that of --config, else localhost:2019)")
@@ -80,7 +108,7 @@ ids from the first column of a CSV file ('-' is standard input), and prints ID,S
 that have a secret already keep it, and are reported.`, cobra.MaximumNArgs(1), (*cli).enroll)
 	enroll.Flags().String("file", "", "CSV file with a device id in the first column of each line")
 
-	codes := &cobra.Command{Use: "code", Short: "Manages the codes by which devices enrol themselves"}
+	codes := group(&cobra.Command{Use: "code", Short: "Manages the codes by which devices enrol themselves"})
 	create := command("create", "Makes a claim code", `
 A code serves one device once, which exchanges it for a secret by a POST to /.iottunnel/v1/enroll. Without
 --device any device may use it that was never enrolled. With it that device alone may, and loses the secret

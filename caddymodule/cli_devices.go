@@ -12,6 +12,9 @@ import (
 
 func (c *cli) devices([]string) error {
 	limit, _ := c.cmd.Flags().GetInt("limit")
+	if limit < 0 {
+		return fmt.Errorf("--limit: %d is not a number from 1 on; 0 is for all", limit)
+	}
 	all := devicePage{Devices: []deviceView{}}
 	for after := c.flag("after"); ; {
 		n := maxPage

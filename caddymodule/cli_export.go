@@ -61,7 +61,11 @@ func (c *cli) importDevices(args []string) error {
 	} else {
 		fmt.Fprintf(c.out, "%d devices imported; of %d lines everything was known.\n", all.Imported, all.Skipped)
 		for _, one := range all.Failed {
-			fmt.Fprintf(c.say, "line %d: %s: %s\n", one.Line, plain(one.Device), plain(one.Error))
+			of := ""
+			if one.Device != "" {
+				of = plain(one.Device) + ": "
+			}
+			fmt.Fprintf(c.say, "line %d: %s%s\n", one.Line, of, plain(one.Error))
 		}
 	}
 	if len(all.Failed) > 0 {

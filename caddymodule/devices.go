@@ -18,6 +18,8 @@ import (
 const (
 	stateOnline  = "online"
 	stateOffline = "offline"
+	// secretRevoked is in the place of a secret that was taken away.
+	secretRevoked = "revoked"
 )
 
 // deviceView is a device as the admin API and the dashboard show it. What the node
@@ -137,7 +139,7 @@ func viewDevice(h *tunnelcore.Hub, device string, rec registry.Record, cred regi
 	switch {
 	case cred.Version == 0:
 	case cred.Revoked():
-		v.Secret = "revoked"
+		v.Secret = secretRevoked
 	case cred.Next != registry.SecretHash{}:
 		v.Secret = "changing"
 	default:

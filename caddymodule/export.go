@@ -110,19 +110,18 @@ func importDevice(ctx context.Context, h *tunnelcore.Hub, text string, replace b
 	if err := tunnelcore.CheckDevice(line.Device); err != nil {
 		return "", false, err
 	}
+	// First the label: a device that can connect takes another one.
+	if line.Label != "" && line.LeaseUntil != nil {
+		if changed, err = importLease(ctx, h, line); err != nil {
+			return line.Device, changed, fmt.Errorf("label: %w", err)
+		}
+	}
 	if line.Current != "" || line.Revoked {
 		secrets, err := importSecrets(ctx, h, line, replace)
 		if err != nil {
-			return line.Device, false, fmt.Errorf("secrets: %w", err)
+			return line.Device, changed, fmt.Errorf("secrets: %w", err)
 		}
-		changed = secrets
-	}
-	if line.Label != "" && line.LeaseUntil != nil {
-		leased, err := importLease(ctx, h, line)
-		if err != nil {
-			return line.Device, changed, fmt.Errorf("label: %w", err)
-		}
-		changed = changed || leased
+		changed = changed || secrets
 	}
 	return line.Device, changed, nil
 }
@@ -172,7 +171,7 @@ func importLease(ctx context.Context, h *tunnelcore.Hub, line exportLine) (chang
 	} else if !errors.Is(err, registry.ErrUnknown) {
 		return false, err
 	}
-	lease, err := reg.Claim(ctx, registry.Claim{
+	lease, err := claimPatiently(ctx, reg, registry.Claim{
 		Device: line.Device, Label: line.Label, Lease: left,
 		Instance: wire.NewID(), Tunnel: wire.NewID(), Node: h.NodeRef(),
 	})
@@ -188,4 +187,24 @@ func importLease(ctx context.Context, h *tunnelcore.Hub, line exportLine) (chang
 		err = nil // it has come meanwhile
 	}
 	return lease.Fresh, err
+}
+
+// An import waits so long, asking every so often, for a registry that is new to give
+// labels: most are, when devices are imported.
+const importWait, importPause = 20 * time.Second, 250 * time.Millisecond
+
+// claimPatiently is Claim for a registry that gives labels in a moment.
+func claimPatiently(ctx context.Context, reg registry.Registry, c registry.Claim) (registry.Lease, error) {
+	end := time.Now().Add(importWait)
+	for {
+		lease, err := reg.Claim(ctx, c)
+		if !errors.Is(err, registry.ErrRestoring) || time.Now().After(end) {
+			return lease, err
+		}
+		select {
+		case <-time.After(importPause):
+		case <-ctx.Done():
+			return lease, ctx.Err()
+		}
+	}
 }

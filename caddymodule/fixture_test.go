@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/freeport"
 	"github.com/iottunnel/iottunnel/internal/leak"
 )
 
@@ -87,12 +88,7 @@ func (f *fixture) caddyfile(c config) string {
 // goroutine of this package or the hub.
 func start(t testing.TB, c config) *fixture {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{t: t, port: l.Addr().(*net.TCPAddr).Port, dir: t.TempDir()}
-	l.Close()
+	f := &fixture{t: t, port: int(freeport.One(t).Port()), dir: t.TempDir()}
 	t.Cleanup(func() {
 		if err := caddy.Stop(); err != nil {
 			t.Errorf("stop: %v", err)
@@ -112,7 +108,11 @@ func start(t testing.TB, c config) *fixture {
 
 func (f *fixture) load(c config) error {
 	f.t.Helper()
-	return loadCaddyfile(f.caddyfile(c))
+	if err := loadCaddyfile(f.caddyfile(c)); err != nil {
+		return err
+	}
+	f.handedOver()
+	return nil
 }
 
 func loadCaddyfile(text string) error {

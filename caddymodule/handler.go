@@ -116,13 +116,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	for _, name := range h.KeepHeaders {
 		h.keep[http.CanonicalHeaderKey(name)] = true
 	}
+	srv, onServer := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	if h.Mode == modeInternal {
-		app.serveNodes()
+		app.serveNodes(srv)
 	}
-	if h.Mode == modeBoth || h.Mode == modeDevices {
-		if srv, ok := ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server); ok {
-			app.serve(srv)
-		}
+	if onServer && (h.Mode == modeBoth || h.Mode == modeDevices) {
+		app.serve(srv)
 	}
 	if h.Mode != modeAgents {
 		proxy := newProxy()

@@ -12,26 +12,21 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"net/textproto"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
+	"github.com/iottunnel/iottunnel/internal/freeport"
 	"github.com/iottunnel/iottunnel/tunnelcore/cluster"
 )
 
 const testSecret = "a-secret-between-nodes"
 
 // internalPort is a port for `iottunnel internal`.
-func internalPort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func internalPort(t *testing.T) int { return int(freeport.One(t).Port()) }
 
 // withInternal is a configuration with a site for routers of the given addresses.
 func withInternal(port int, routers string) config {
@@ -39,6 +34,39 @@ func withInternal(port int, routers string) config {
 		app: fmt.Sprintf("wait 0s\nnode {\nid one\ninternal 127.0.0.1:%d\nrouters %s\nsecret %s\n}", port, routers, testSecret),
 		more: fmt.Sprintf("http://:%d {\nbind 127.0.0.1\nroute {\niottunnel internal\nrespond \"not for the edge\" 200\n}\n}",
 			port),
+	}
+}
+
+// TestInternalSiteOfItsOwn warns of a site that routers cannot use, since it answers to
+// its own address alone.
+func TestInternalSiteOfItsOwn(t *testing.T) {
+	port := internalPort(t)
+	for _, c := range []struct {
+		name, site, routers string
+		warned              bool
+	}{
+		{"a host", fmt.Sprintf("http://127.0.0.1:%d {\niottunnel internal\n}", port), "127.0.0.1", true},
+		{"a host, and no router", fmt.Sprintf("http://127.0.0.1:%d {\niottunnel internal\n}", port), "", false},
+		{"no host", fmt.Sprintf("http://:%d {\nbind 127.0.0.1\niottunnel internal\n}", port), "127.0.0.1", false},
+		{"the devices' hosts", fmt.Sprintf("http://*.%s:%d {\nbind 127.0.0.1\nroute {\niottunnel internal\n}\n}", testDomain, port), "127.0.0.1", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			log := filepath.Join(t.TempDir(), "log")
+			cfg := withInternal(port, c.routers)
+			if c.routers == "" {
+				cfg.app = strings.Replace(cfg.app, "\nrouters ", "", 1)
+			}
+			cfg.global = fmt.Sprintf("log edge {\noutput file %s {\nroll_disabled\n}\ninclude iottunnel\n}", log)
+			cfg.more = c.site
+			start(t, cfg)
+			text, err := os.ReadFile(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if warned := strings.Contains(string(text), "hostnames of devices"); warned != c.warned || warned && !strings.Contains(string(text), `["127.0.0.1"]`) {
+				t.Errorf("warned: %v\n%s", warned, text)
+			}
+		})
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 func BenchmarkDevicesPage(b *testing.B) {
 	const devices, ports = 100_000, 20_000
 	s := redistest.Start(b, redistest.Options{})
+	s.Do("SET", "iottunnel:schema", "1") // a new one has nodes wait for a moment
 	reg, err := redisregistry.Open(b.Context(), redisregistry.Options{URL: "redis://" + s.Addr, PoolSize: 64})
 	if err != nil {
 		b.Fatal(err)
@@ -101,6 +102,7 @@ func TestPageIsBounded(t *testing.T) {
 	})
 	t.Run("redis", func(t *testing.T) {
 		s := redistest.Start(t, redistest.Options{})
+		s.Do("SET", "iottunnel:schema", "1") // a new one has nodes wait for a moment
 		reg, err := redisregistry.Open(t.Context(), redisregistry.Options{URL: "redis://" + s.Addr, PoolSize: 16})
 		if err != nil {
 			t.Fatal(err)

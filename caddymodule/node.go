@@ -7,11 +7,13 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/iottunnel/iottunnel/tunnelcore"
 )
@@ -212,15 +214,63 @@ func prefixes(texts []string) ([]netip.Prefix, error) {
 	return all, nil
 }
 
+// ownHosts are the hosts that routes with `iottunnel internal` below them answer to, if
+// the hostnames of devices are not among these.
+func ownHosts(routes caddyhttp.RouteList, domain string) (hosts []string) {
+	for _, route := range routes {
+		if !holdsInternal(route.Handlers) {
+			continue
+		}
+		var own []string
+		for _, set := range route.MatcherSets {
+			for _, matcher := range set {
+				if m, ok := matcher.(*caddyhttp.MatchHost); ok {
+					own = append(own, *m...)
+				}
+			}
+		}
+		if len(own) == 0 || slices.Contains(own, "*."+domain) {
+			return nil
+		}
+		hosts = append(hosts, own...)
+	}
+	return hosts
+}
+
+// holdsInternal reports whether a handler for nodes and routers is among handlers.
+func holdsInternal(handlers []caddyhttp.MiddlewareHandler) bool {
+	return slices.ContainsFunc(handlers, func(handler caddyhttp.MiddlewareHandler) bool {
+		switch h := handler.(type) {
+		case *Handler:
+			return h.Mode == modeInternal
+		case *caddyhttp.Subroute:
+			return slices.ContainsFunc(h.Routes, func(route caddyhttp.Route) bool { return holdsInternal(route.Handlers) })
+		}
+		return false
+	})
+}
+
 // warnAlone tells the operator what keeps a node out of its cluster.
 func (a *App) warnAlone() {
 	redis, ok := a.registry.(*RedisRegistry)
 	s := a.node.settings
 	a.mu.Lock()
-	serves := a.internal
+	servers := slices.Clone(a.internal)
 	a.mu.Unlock()
+	if len(a.node.routers) > 0 {
+		for _, srv := range servers {
+			if srv == nil {
+				continue
+			}
+			if hosts := ownHosts(srv.Routes, a.Domain); len(hosts) > 0 {
+				a.logger.Warn("routers get nothing from the site with `iottunnel internal`: they ask with the hostnames of devices, and it answers to its own hosts alone; "+
+					"write its address without a host, as http://:8080 with `bind` in the block",
+					slog.Any("hosts", hosts))
+			}
+		}
+	}
 	switch {
-	case s.Internal != "" && !serves:
+	case s.Internal != "" && len(servers) == 0:
 		a.logger.Warn("no site serves node.internal: routers and other nodes do not reach this one; write a site with `iottunnel internal` there",
 			slog.String("internal", s.Internal))
 	case ok && redis != nil && (s.Internal == "" || len(s.Secrets) == 0):

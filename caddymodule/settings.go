@@ -289,11 +289,12 @@ func (a *App) serve(srv *caddyhttp.Server) {
 	a.servers = append(a.servers, srv)
 }
 
-// serveNodes notes that a handler serves other nodes and routers.
-func (a *App) serveNodes() {
+// serveNodes notes that a handler serves other nodes and routers, on a server that may
+// not be known.
+func (a *App) serveNodes(srv *caddyhttp.Server) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.internal = true
+	a.internal = append(a.internal, srv)
 }
 
 // visitorsURL is the scheme and the port of devices' URLs; an empty port is the

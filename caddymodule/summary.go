@@ -31,12 +31,16 @@ func (v *deviceView) standing() (text string, since time.Time) {
 		if v.LastClose.Reason != "" {
 			text += ": " + v.LastClose.Reason
 		}
+	case v.Hostname != "":
+		text = "offline: its hostname is kept for it, and no connection is on record"
+	case v.Secret == secretRevoked:
+		return "revoked, and has no hostname", since
 	case v.Secret != "":
 		text = "enrolled, and has no hostname: it has not connected, or its lease has ended"
 	default:
 		text = "nothing is known of it"
 	}
-	if v.Secret == "revoked" {
+	if v.Secret == secretRevoked {
 		text += "; revoked"
 	}
 	return text, since

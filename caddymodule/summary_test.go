@@ -26,6 +26,9 @@ func TestSummary(t *testing.T) {
 			"offline since 2026-11-23 09:12 UTC: heartbeat timeout; 3 refusals since: wrong token"},
 		{"revoked", deviceView{State: stateOffline, LastClose: left, Secret: "revoked"}, refusals(at.Add(time.Second)),
 			"offline since 2026-11-23 09:12 UTC: heartbeat timeout; revoked; one refusal since: wrong token"},
+		{"revoked, without a lease", deviceView{State: stateOffline, Secret: "revoked"}, tunnelcore.Refusal{}, "revoked, and has no hostname"},
+		{"imported", deviceView{State: stateOffline, Secret: "current", Hostname: "x.devices.test"}, tunnelcore.Refusal{},
+			"offline: its hostname is kept for it, and no connection is on record"},
 		{"new", deviceView{State: stateOffline, Secret: "current"}, tunnelcore.Refusal{}, "enrolled, and has no hostname: it has not connected, or its lease has ended"},
 		{"unknown", deviceView{State: stateOffline}, tunnelcore.Refusal{Code: "unauthorized", Times: []time.Time{at}}, "nothing is known of it; one refusal since: unauthorized"},
 	} {

@@ -130,6 +130,8 @@ func (k *hook) deliver(stopping context.Context) {
 // send sends a batch, again and again until it was taken, or its events are too
 // old. It returns what is left of it when stopping is over first.
 func (k *hook) send(ctx, stopping context.Context, batch []Event) (rest []Event) {
+	k.sending.Store(int64(len(batch)))
+	defer k.sending.Store(0)
 	delivery := newID()
 	for backoff := firstBackoff; ; backoff = min(2*backoff, lastBackoff) {
 		retryAfter, err := k.post(ctx, delivery, batch)

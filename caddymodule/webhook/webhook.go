@@ -168,13 +168,14 @@ func (h *Hooks) Tell(name string, data map[string]any) {
 	}
 }
 
-// Waiting is how many events wait for a request.
+// Waiting is how many events no receiver has taken yet: those of requests that are sent
+// again are among them.
 func (h *Hooks) Waiting() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	n := 0
 	for _, one := range h.hooks {
-		n += len(one.happened) + one.queue.size()
+		n += len(one.happened) + one.queue.size() + int(one.sending.Load())
 	}
 	return n
 }
@@ -196,6 +197,7 @@ type hook struct {
 	happened chan Event
 	lost     atomic.Int64 // events of which nobody has been told that they are lost
 	queue    queue
+	sending  atomic.Int64 // events of the request under way
 	quit     chan struct{}
 	wg       sync.WaitGroup
 }

@@ -25,12 +25,17 @@ func (b *bench) idle(ctx context.Context, s *report.Section) error {
 			return err
 		}
 	}
-	s.Note("%d devices. Memory is the growth of anonymous pages, after %d others have warmed the edge up. Bytes are those of IP packets, both ways, at heartbeats of 25 s.", b.devices, warmDevices)
+	s.Note("%d devices at heartbeats of 25 s. Memory is the growth of anonymous pages, after %d others have warmed the edge up: those are at heartbeats of 300 s. Bytes are those of IP packets, both ways; at 300 s: of a ping, and of what those others have between pings.", b.devices, slowDevices)
 	return nil
 }
 
-// warmDevices connect before memory is counted.
-const warmDevices = 200
+// slowDevices connect before memory is counted, and are pinged every slowHeartbeat; the
+// others every heartbeat, as is the default.
+const (
+	slowDevices   = 200
+	slowHeartbeat = 300 * time.Second
+	heartbeat     = 25 * time.Second
+)
 
 func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) error {
 	// The edge tidies up, once, 30 s after a crowd has come: what that costs is not
@@ -46,7 +51,7 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	}
 	defer group.Close()
 	var ids []string
-	for i := range warmDevices + count {
+	for i := range slowDevices + count {
 		ids = append(ids, fmt.Sprintf("dev-%d", i))
 	}
 	bin, err := filepath.Abs(b.bin)
@@ -63,7 +68,7 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	if secure {
 		name, server = "wss", edge.TLS
 	}
-	c := fleet.Config{Server: server, CA: edge.CA, Token: edge.Token, Prefix: "dev-", Count: warmDevices, Spread: true, Caps: "redirect,early,reuse"}
+	c := fleet.Config{Server: server, CA: edge.CA, Token: edge.Token, Prefix: "dev-", Count: slowDevices, Heartbeat: slowHeartbeat, Spread: true, Caps: "redirect,early,reuse"}
 	up := func(c fleet.Config) (*fleet.Fleet, time.Duration, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, 5*time.Minute, errors.New("not all devices are up after 5 minutes"))
 		defer cancel()
@@ -74,7 +79,8 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 		took, err := f.Up(ctx)
 		return f, took, err
 	}
-	if _, _, err := up(c); err != nil {
+	slow, _, err := up(c)
+	if err != nil {
 		return err
 	}
 	pids := []int{edge.PID()}
@@ -82,7 +88,7 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	if err != nil {
 		return err
 	}
-	c.First, c.Count = warmDevices, count
+	c.First, c.Count, c.Heartbeat = slowDevices, count, heartbeat
 	f, took, err := up(c)
 	if err != nil {
 		return err
@@ -90,11 +96,11 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 	if !wait(ctx, settle) {
 		return ctx.Err()
 	}
-	begin, cpu, wire := time.Now(), proc.CPU(pids), f.Stat()
+	begin, cpu, wire, slowWire := time.Now(), proc.CPU(pids), f.Stat(), slow.Stat()
 	if !wait(ctx, length) {
 		return ctx.Err()
 	}
-	spent, now := proc.CPU(pids)-cpu, f.Stat()
+	spent, now, slowNow := proc.CPU(pids)-cpu, f.Stat(), slow.Stat()
 	after, err := proc.Memory(pids)
 	if err != nil {
 		return err
@@ -107,17 +113,36 @@ func (b *bench) idleFleet(ctx context.Context, s *report.Section, secure bool) e
 		return err
 	}
 	seconds := time.Since(begin).Seconds()
-	each := float64(count + warmDevices)
+	each := float64(count + slowDevices)
 	s.Add(idleLoad, name, "memory", "KiB each", float64(after-before)/1024/float64(count))
 	s.Add(idleLoad, name, "live heap", "KiB each", float64(heap)/1024/each)
 	s.Add(idleLoad, name, "goroutines", "each", float64(goroutines)/each)
-	s.Add(idleLoad, name, "CPU", "µs/s each", float64(spent.Microseconds())/seconds/each)
-	if pings := float64(now.Pings-wire.Pings) / each; pings > 0 { // some have been pinged once more than others
-		const day = 86400 / 25
-		s.Add(idleLoad, name, "on the wire", "MB/day each", (now.Wire-wire.Wire)/pings*day/1e6)
-	}
+	s.Add(idleLoad, name, "CPU", "µs/s each", float64(spent.Microseconds())/seconds/float64(count)) // pings of the slow ones cost next to nothing
+	addWire(s, name, shareOf(wire, now, count), shareOf(slowWire, slowNow, slowDevices), seconds)
 	s.Add(idleLoad, name, "all connected", "s", took.Seconds())
 	return nil
+}
+
+// share is a device's part in what a fleet had between two moments.
+type share struct{ wire, pings float64 }
+
+func shareOf(from, to fleet.Stat, devices int) share {
+	return share{to.Wire - from.Wire, float64(to.Pings-from.Pings) / float64(devices)}
+}
+
+// addWire adds what a device has on the wire in a day at either heartbeat, out of what one
+// had within so many seconds. Bytes are counted per ping, as some have been pinged once more
+// than others. Slow ones are not pinged within so short a time: what they have on the
+// wire is what there is between pings.
+func addWire(s *report.Section, name string, pinged, slow share, seconds float64) {
+	if pinged.pings == 0 {
+		return
+	}
+	const day = 86400
+	ping := pinged.wire / pinged.pings
+	between := max(0, slow.wire-slow.pings*ping) / seconds
+	s.Add(idleLoad, name, "on the wire", "MB/day each", ping*day/heartbeat.Seconds()/1e6)
+	s.Add(idleLoad, name, slowOnTheWire, "MB/day each", (ping/slowHeartbeat.Seconds()+between)*day/1e6)
 }
 
 func wait(ctx context.Context, d time.Duration) bool {

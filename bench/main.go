@@ -76,10 +76,11 @@ type config struct {
 	loads   string        // part of the names of the loads to run
 	window  time.Duration // of one measurement
 	repeats int
-	devices int    // idle ones
-	json    string // file; empty: none
-	update  string // document; empty: none
-	profile string // folder; empty: none
+	most    time.Duration // of all of it
+	devices int           // idle ones
+	json    string        // file; empty: none
+	update  string        // document; empty: none
+	profile string        // folder; empty: none
 	short   bool
 }
 
@@ -95,6 +96,7 @@ func parse(args []string) (c config, err error) {
 	flags.StringVar(&c.loads, "loads", "", "`part` of the names of loads: others are left out")
 	flags.DurationVar(&c.window, "time", time.Second, "length of a measurement")
 	flags.IntVar(&c.repeats, "repeats", 3, "measurements of each kind, of which the median counts")
+	flags.DurationVar(&c.most, "most", 40*time.Minute, "end, with what there is by then, after so long at the latest")
 	flags.IntVar(&c.devices, "devices", 15000, "idle devices at one edge, which may hold fewer than 20,000 descriptors")
 	flags.StringVar(&c.json, "json", "", "`file` for the figures of every repeat")
 	flags.StringVar(&c.update, "update", "", "`document` whose figures are to be those of this run, which has to be a whole one")
@@ -122,12 +124,12 @@ func parse(args []string) (c config, err error) {
 		if c.short || c.loads != "" || *only != "" || *chosen != "" {
 			return c, errors.New("-update wants all sections, ways and loads, in their full length")
 		}
-		if _, err := updated(c.update, new(report.Report)); err != nil { // now rather than in 20 minutes
+		if _, err := updated(c.update, new(report.Report)); err != nil { // now rather than at the end
 			return c, err
 		}
 	}
-	if c.window <= 0 || c.repeats < 1 || c.devices < 1 {
-		return c, errors.New("-time, -repeats and -devices must be more than zero")
+	if c.window <= 0 || c.most <= 0 || c.repeats < 1 || c.devices < 1 {
+		return c, errors.New("-time, -most, -repeats and -devices must be more than zero")
 	}
 	return c, nil
 }

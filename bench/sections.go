@@ -57,6 +57,8 @@ type bench struct {
 }
 
 func runSections(ctx context.Context, c config) (err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.most, fmt.Errorf("it is not done after %v: -most", c.most))
+	defer cancel()
 	b := &bench{config: c}
 	if b.self, err = os.Executable(); err != nil {
 		return err
@@ -69,33 +71,42 @@ func runSections(ctx context.Context, c config) (err error) {
 		Method:  fmt.Sprintf("%d repeats of %v each, ways taking turns; medians", c.repeats, c.window),
 	}
 	fmt.Printf("%s; %s; %s\n", r.Date, r.Machine, r.Method)
+	var failed error
 	for _, s := range sections {
 		if !slices.Contains(c.only, s.name) {
 			continue
 		}
 		begin, table := time.Now(), r.Section(s.name, s.title)
 		if err := s.run(b, ctx, table); err != nil {
-			return fmt.Errorf("%s: %w", s.name, cmp.Or(context.Cause(ctx), err))
+			err = fmt.Errorf("%s: %w", s.name, cmp.Or(context.Cause(ctx), err))
+			if failed = errors.Join(failed, err); ctx.Err() != nil {
+				return failed
+			}
+			fmt.Fprintf(os.Stderr, "bench: %v; the other sections go on\n", err)
+			table.Note("Not all of it: something failed.")
+			b.close() // what it has left behind may be broken
 		}
 		table.Close()
 		if err := errors.Join(table.Markdown(os.Stdout), b.write(r)); err != nil { // what was measured is kept, whatever comes
-			return err
+			return errors.Join(failed, err)
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))
 	}
 	fmt.Fprintf(os.Stderr, "all of it took %v\n", time.Since(begin).Round(time.Second))
-	r.Judge(goals)
+	if !b.short { // its figures mean nothing
+		r.Judge(goals)
+	}
 	if err := r.MarkdownGoals(os.Stdout); err != nil {
 		return err
 	}
 	if err := b.write(r); err != nil || b.update == "" {
-		return err
+		return errors.Join(failed, err)
 	}
 	document, err := updated(b.update, r)
-	if err != nil {
-		return err
+	if err == nil {
+		err = os.WriteFile(b.update, document, 0o644)
 	}
-	return os.WriteFile(b.update, document, 0o644)
+	return errors.Join(failed, err)
 }
 
 // updated is the document with the figures of r.
@@ -134,6 +145,7 @@ func loadAverage() string {
 	return one
 }
 
+// close ends all programs. What is needed again is started anew.
 func (b *bench) close() {
 	if b.local != nil {
 		b.local.Close()
@@ -144,6 +156,7 @@ func (b *bench) close() {
 	if b.link != nil {
 		b.link.Close()
 	}
+	b.local, b.far, b.link = nil, nil, nil
 }
 
 // loopback are the ways with everything on loopback.

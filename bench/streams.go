@@ -18,26 +18,34 @@ import (
 // programs of its own: memory that others' streams have left behind would hide
 // what these take.
 func (b *bench) streams(ctx context.Context, s *report.Section) error {
-	visitors, settle := 240, 2*time.Second // an agent takes 256 at once
+	visitors, settle := 240, 1500*time.Millisecond // an agent takes 256 at once
 	if b.short {
 		visitors, settle = 20, 0
 	}
 	s.Note("%d streams.", visitors)
-	for _, name := range b.ways {
-		if name == ways.Direct || name == ways.Caddy || b.short && name != ways.Basic {
-			continue
+	for range b.repeats {
+		for _, name := range b.ways {
+			if name == ways.Direct || name == ways.Caddy || b.short && name != ways.Basic {
+				continue
+			}
+			if err := b.growthOf(ctx, s, name, visitors, settle); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 		}
-		setup, err := ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Ways: []string{name}})
-		if err != nil {
+	}
+	return nil
+}
+
+func (b *bench) growthOf(ctx context.Context, s *report.Section, name string, visitors int, settle time.Duration) error {
+	setup, err := ways.New(ctx, ways.Config{Bin: b.bin, Self: b.self, Ways: []string{name}})
+	if err != nil {
+		return err
+	}
+	defer setup.Close()
+	noteMissing(s, setup)
+	for _, w := range setup.Ways {
+		if err := growth(ctx, s, w, visitors, settle); err != nil {
 			return err
-		}
-		noteMissing(s, setup)
-		for _, w := range setup.Ways {
-			err = growth(ctx, s, w, visitors, settle)
-		}
-		setup.Close()
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil

@@ -467,6 +467,7 @@ func (s *dstream) down() {
 			}
 			s.mu.Lock()
 			s.recvEnded = true
+			s.cond.Broadcast()
 			s.endLocked()
 			s.mu.Unlock()
 			return
@@ -541,12 +542,11 @@ func (s *dstream) watch(ws *dsock) {
 			s.abortLocked(false)
 		case f.op == opBinary && len(f.data) == 0:
 			s.wsEnd = true
-			if len(s.messages) == 0 && s.recvMoved { // so that an over stream is known before the next frame
-				if !s.d.has("an end is not passed on") {
-					halfClose(s.local)
-				}
-				s.recvEnded = true
-				s.endLocked()
+			s.cond.Broadcast()
+			// down passes it on, behind what it may be writing; then an over stream is
+			// known before the next frame.
+			for s.recvMoved && !s.recvEnded && !s.over {
+				s.cond.Wait()
 			}
 		case f.op == opBinary:
 			if s.d.has("long messages are cut") {

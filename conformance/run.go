@@ -256,17 +256,8 @@ func (x *run) end() {
 	}
 }
 
-// try runs a case; with a device that was started by hand, which may bring along what a
-// case before has begun, a second time if it fails.
-func (x *run) try(ctx context.Context, c *testCase) Result {
-	result := x.tryOnce(ctx, c)
-	if x.one != nil && result.Verdict == Fail && ctx.Err() == nil {
-		result = x.tryOnce(ctx, c)
-	}
-	return result
-}
-
-func (x *run) tryOnce(ctx context.Context, c *testCase) (result Result) {
+// try runs a case.
+func (x *run) try(ctx context.Context, c *testCase) (result Result) {
 	began := time.Now()
 	result = Result{Rule: c.rule, Name: c.name}
 	defer func() { result.Took = time.Since(began) }()

@@ -33,6 +33,7 @@ type device struct {
 	conn     atomic.Pointer[net.TCPConn] // the control socket's; nil: none
 	server   *url.URL                    // of the tunnel, or of the attempt that is under way
 	later    []time.Time                 // by server: it has said not to come before
+	crowded  bool                        // the last round ended with the word of one that has a crowd to let in
 	ready    ready
 	early    map[uint32]*strings.Builder // requests on the control socket that are not whole
 }
@@ -56,6 +57,9 @@ func (e *statusError) Error() string { return "HTTP " + strconv.Itoa(e.status) }
 
 // maxBackoff bounds the pause between attempts.
 const maxBackoff = 30 * time.Second
+
+// crowdTime is up to which Retry-After of 429 no other server is asked.
+const crowdTime = 30 * time.Second
 
 // run keeps the device connected until ctx ends, and comes back as protocol §5.6
 // says.
@@ -139,9 +143,12 @@ func (d *device) tunnel(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", errLost, err)
 }
 
-// connectAny connects to the first of the servers, in any order, that takes the device.
+// connectAny connects to the first of the servers, in any order, that takes the device. One
+// that has a crowd to let in is believed once that the others have it, too (protocol §5.7).
 func (d *device) connectAny(ctx context.Context) (s *socket, err error) {
 	err = &statusError{}
+	believe := !d.crowded
+	d.crowded = false
 	for _, i := range rand.Perm(len(d.w.servers)) {
 		if time.Now().Before(d.later[i]) {
 			continue
@@ -152,6 +159,13 @@ func (d *device) connectAny(ctx context.Context) (s *socket, err error) {
 		}
 		if refused := (*statusError)(nil); errors.As(err, &refused) {
 			d.putOff(i, refused)
+			if believe && refused.status == 429 && refused.after > 0 && refused.after <= crowdTime {
+				d.crowded = true
+				for j, at := range d.later {
+					d.later[j] = slices.MaxFunc([]time.Time{at, d.later[i]}, time.Time.Compare)
+				}
+				break
+			}
 		}
 	}
 	return nil, err

@@ -3,7 +3,6 @@
 package load
 
 import (
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -39,27 +38,16 @@ func TestAnswer(t *testing.T) {
 // startService is the service within the test's process, for as long as that runs.
 func startService(t *testing.T) Target {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, at, err := listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
 	go func() { // ends with the process
-		if err := Serve(addr); err != nil {
+		if err := serve(listener); err != nil {
 			t.Errorf("service: %v", err)
 		}
 	}()
-	for begin := time.Now(); ; {
-		c, err := Target{Addr: addr}.Dial()
-		if err == nil {
-			c.Close()
-			return Target{Addr: addr, Host: addr}
-		}
-		if time.Since(begin) > 10*time.Second {
-			t.Fatal(err)
-		}
-	}
+	return Target{Addr: at.String(), Host: at.String()}
 }
 
 // TestLoads runs each load against the service itself, as a way without anything

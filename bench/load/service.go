@@ -20,10 +20,16 @@ import (
 //	GET /bulk    bytes without end
 //	POST /sink   takes bytes without end
 func Serve(addr string) error {
-	listener, err := listen(addr)
+	listener, at, err := listen(addr)
 	if err != nil {
 		return err
 	}
+	fmt.Fprintln(os.Stdout, at)
+	return serve(listener)
+}
+
+// serve is Serve on a socket that listens.
+func serve(listener int) (err error) {
 	s := &service{listener: listener, file: bulkFile(), partial: make(map[int][]byte)}
 	if s.poll, err = newPoll(); err != nil {
 		return err
@@ -46,27 +52,27 @@ func Serve(addr string) error {
 	}
 }
 
-func listen(addr string) (fd int, err error) {
-	at, err := netip.ParseAddrPort(addr)
+// listen returns a socket and the address it listens on.
+func listen(addr string) (fd int, at netip.AddrPort, err error) {
+	at, err = netip.ParseAddrPort(addr)
 	if err != nil {
-		return -1, err
+		return -1, at, err
 	}
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, err
+		return -1, at, err
 	}
 	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}); err != nil {
-		return -1, fmt.Errorf("bind %s: %w", addr, err)
+		return -1, at, fmt.Errorf("bind %s: %w", addr, err)
 	}
 	if err := unix.Listen(fd, 4096); err != nil {
-		return -1, err
+		return -1, at, err
 	}
 	local, err := unix.Getsockname(fd)
 	if err != nil {
-		return -1, err
+		return -1, at, err
 	}
-	fmt.Fprintln(os.Stdout, netip.AddrPortFrom(at.Addr(), uint16(local.(*unix.SockaddrInet4).Port)))
-	return fd, nil
+	return fd, netip.AddrPortFrom(at.Addr(), uint16(local.(*unix.SockaddrInet4).Port)), nil
 }
 
 // service answers small requests on one thread; each endless one gets its own.

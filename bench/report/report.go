@@ -87,7 +87,8 @@ func (r *Row) figure(name, unit string) *Figure {
 }
 
 // Ratio adds a figure, called as, to each row: its own figure of that name,
-// divided in each repeat by that of the row with the same load and the way base.
+// divided in each repeat by that of the row with the same load and the way base. A
+// repeat in which that is nothing is left out.
 func (s *Section) Ratio(name, base, as string) {
 	for _, r := range s.Rows {
 		over, under := s.find(r.Load, r.Way, name), s.find(r.Load, base, name)
@@ -95,7 +96,9 @@ func (s *Section) Ratio(name, base, as string) {
 			continue
 		}
 		for i := range min(len(over.Values), len(under.Values)) {
-			s.Add(r.Load, r.Way, as, "×", over.Values[i]/under.Values[i])
+			if under.Values[i] != 0 {
+				s.Add(r.Load, r.Way, as, "×", over.Values[i]/under.Values[i])
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"io"
 	"math"
 	"strings"
 	"testing"
@@ -41,6 +42,23 @@ func TestRatio(t *testing.T) {
 	}
 }
 
+// TestNothingToDivideBy is about a base that has measured nothing, as CPU time in steps
+// of 10 ms does in a short run: there is no ratio, and JSON has no word for one.
+func TestNothingToDivideBy(t *testing.T) {
+	r := new(Report)
+	s := r.Section("s", "S")
+	s.Add("l", "base", "CPU", "s", 0)
+	s.Add("l", "other", "CPU", "s", 1)
+	s.Ratio("CPU", "base", "of base")
+	s.Close()
+	if f := s.find("l", "other", "of base"); f != nil {
+		t.Errorf("%+v", f)
+	}
+	if err := r.JSON(io.Discard); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestGoals(t *testing.T) {
 	r := new(Report)
 	s := r.Section("s", "S")
@@ -48,20 +66,27 @@ func TestGoals(t *testing.T) {
 	s.Close()
 	r.Judge([]Goal{
 		{What: "enough", Section: "s", Load: "l", Way: "w", Figure: "rate", Least: 9},
-		{What: "too much", Section: "s", Load: "l", Way: "w", Figure: "rate", Most: 9},
-		{What: "not measured", Section: "s", Load: "l", Way: "other", Figure: "rate", Most: 9},
+		{What: "too much", Section: "s", Load: "l", Way: "w", Figure: "rate", Most: 9, Bound: "the wire"},
+		{What: "a riddle", Section: "s", Load: "l", Way: "w", Figure: "rate", Least: 11},
+		{What: "left out", Section: "s", Load: "l", Way: "other", Figure: "rate", Most: 9, Bound: "the wire"},
+		{What: "of a section that did not run", Section: "t", Load: "l", Way: "w", Figure: "rate", Most: 9},
 	})
 	var b strings.Builder
 	if err := r.MarkdownGoals(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"| enough | 10.0 | ≥ 9.00 | reached | s |\n", "| too much | 10.0 | ≤ 9.00 | **missed** | s |\n"} {
+	for _, want := range []string{
+		"| enough | 10.0 | ≥ 9.00 | reached |  | s |\n",
+		"| too much | 10.0 | ≤ 9.00 | **missed** | the wire | s |\n",
+		"| a riddle | 10.0 | ≥ 11.0 | **missed** | not known | s |\n",
+		"| left out |  | ≤ 9.00 | not measured |  | s |\n",
+	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, b.String())
 		}
 	}
-	if strings.Contains(b.String(), "not measured") {
-		t.Errorf("a goal that was not measured:\n%s", b.String())
+	if strings.Contains(b.String(), "did not run") {
+		t.Errorf("a goal of a section that did not run:\n%s", b.String())
 	}
 }
 

@@ -17,6 +17,10 @@ local MAX_BULK_BYTES, MAX_ITEMS = 65536, 4096
 -- with each failure, up to the most, and half of it at random.
 local AWAY_FIRST, AWAY_MOST = 0.25, 5
 
+-- How often the first server is looked at, in seconds, while another one is asked:
+-- what a replica has may be old.
+local BACK = 1
+
 local KEPT_MS = 60000
 
 local config, state -- by init
@@ -258,6 +262,20 @@ local function answered()
 end
 
 
+-- back has the first server asked again as soon as it answers.
+local function back(premature)
+    if premature then
+        return
+    end
+    local replies = ask(config.servers[1], { { "PING" } })
+    if replies and usable(replies) then
+        state:delete("redis:server")
+        ngx.log(ngx.NOTICE, "iottunnel: redis at ", config.servers[1].name,
+            " answers again, and is asked")
+    end
+end
+
+
 -- exec returns the replies to a pipeline of commands; nil and why when Redis
 -- cannot be asked. Replies are as receive has them.
 function _M.exec(commands)
@@ -265,6 +283,10 @@ function _M.exec(commands)
         return nil, state:get("redis:away") or "redis is being tried"
     end
     local first, reasons = state:get("redis:server") or 1, {}
+    if first ~= 1 and state:add("redis:back", true, BACK) then
+        -- No visitor waits for it. Where there is no timer, the next one tries.
+        ngx.timer.at(0, back)
+    end
     for i = 0, #config.servers - 1 do
         local n = (first - 1 + i) % #config.servers + 1
         local replies, err = ask(config.servers[n], commands)
@@ -273,6 +295,8 @@ function _M.exec(commands)
             ok, err = usable(replies)
             if ok then
                 if i > 0 then
+                    ngx.log(ngx.WARN, "iottunnel: redis at ", config.servers[n].name,
+                        " is asked: ", concat(reasons, "; "))
                     state:set("redis:server", n)
                 end
                 answered()

@@ -70,4 +70,54 @@ describe("redis", function()
         assert.is_truthy(replies[1].refused)
         assert.are.equal(0, #logged)
     end)
+
+    it("goes back to the first server when it answers again", function()
+        local dead, asked, timers = { a = true }, {}, {}
+        ngx.timer.at = function(_, f)
+            timers[#timers + 1] = f
+            return true
+        end
+        ngx.socket.tcp = function()
+            local s = stub.socket("+PONG\r\n", sent)
+            s.connect = function(_, host)
+                asked[#asked + 1] = host
+                if dead[host] then
+                    return nil, "timeout"
+                end
+                return 1
+            end
+            return s
+        end
+        redis.init({ redis_timeout_ms = 500, redis_connections = 2, servers = {
+            { host = "a", port = 1, name = "a:1", pool = "a" },
+            { host = "b", port = 1, name = "b:1", pool = "b" },
+        } }, state)
+        local function exec()
+            asked = {}
+            assert(redis.exec { { "PING" } })
+            return table.concat(asked, " ")
+        end
+        local function tick()
+            local due = timers
+            timers = {}
+            for _, f in ipairs(due) do
+                f(false)
+            end
+            return #due
+        end
+        assert.are.equal("a b", exec())
+        assert.are.equal("b", exec())
+        assert.are.equal("b", exec())
+        assert.are.equal(1, tick()) -- it is looked at by one, and beside visitors
+        assert.are.equal("b", exec())
+        dead.a = nil
+        assert.are.equal("b", exec())
+        clock.now = clock.now + 2
+        assert.are.equal("b", exec())
+        assert.are.equal(1, tick())
+        assert.are.equal("a", exec())
+        assert.are.equal(0, tick())
+        dead.a = true
+        assert.are.equal("a b", exec())
+    end)
 end)

@@ -83,7 +83,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 	verbose := f.Bool("verbose", false, "list the cases of each rule, and all that crossed where one fails")
 	f.IntVar(&cfg.Jobs, "jobs", 8*runtime.NumCPU(), "cases at once, where the tool starts the agent; most of them wait")
 	f.DurationVar(&cfg.Patience, "patience", 0, "how long the agent may take for what it should do at once (default 5s)")
-	f.DurationVar(&cfg.MaxBackoff, "max-backoff", 0, "`max_backoff` of the agent (rule 5.6); the shorter it is, the more is seen (default 30s)")
+	f.DurationVar(&cfg.MaxBackoff, "max-backoff", 0, "max_backoff of the agent (rule 5.6), such as 1s; the shorter it is, the more is seen (default 30s)")
 	f.DurationVar(&cfg.ResetWithin, "reset-within", 0, "how long to wait for a device that has to be reset (default 2m)")
 	f.StringVar(&cfg.Device, "device", "", "`ID` of the device (default conformance-1)")
 	f.StringVar(&cfg.Token, "token", "", "`SECRET` of the device; it opens nothing but this tool (default: one that is drawn for the run)")

@@ -13,6 +13,8 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -285,6 +287,9 @@ func TestShareInBrowser(t *testing.T) {
 	b.visit(page)
 	b.sees("body", "given a link")
 	b.shot("share-without.png")
+	b.window(390, 800, true)
+	b.shot("share-without-phone.png")
+	b.window(1200, 1000, false)
 	b.visit(good.URL)
 	b.sees("h1", "Cold room, north door")
 	b.until(`location.pathname === "/" && location.hash === "" && document.cookie === ""`)
@@ -316,6 +321,9 @@ func TestShareInBrowser(t *testing.T) {
 	b.visit(page + ".iottunnel/share")
 	b.sees("h1", "Shared device")
 	b.shot("share-form.png")
+	b.window(390, 800, true)
+	b.shot("share-form-phone.png")
+	b.window(1200, 1000, false)
 	other := r.share(t, "cam-1:80", "1h")
 	b.enter("input[name=token]", other.Token)
 	b.click("button")
@@ -517,6 +525,49 @@ func TestSlowForms(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestGuessesFromEverywhere guesses claim codes, each from another address: the edge bounds
+// them all together, and lets a device with a good code in as soon as there is room.
+func TestGuessesFromEverywhere(t *testing.T) {
+	t.Parallel()
+	r := startRig(t, accessRig("auth enrolled"))
+	const most = 5000 // guesses
+	var next atomic.Uint32
+	post := func(device, code string) reply {
+		n := next.Add(1)
+		c := r.client(fmt.Sprintf("127.9.%d.%d", n/200, n%200+1), nil)
+		defer c.CloseIdleConnections()
+		return do(t, c, request(t, "POST", fmt.Sprintf("http://127.0.0.1:%d/.iottunnel/v1/enroll", r.port),
+			strings.NewReader(fmt.Sprintf(`{"device":%q,"code":%q}`, device, code))))
+	}
+	var bounded atomic.Bool
+	var guessing sync.WaitGroup
+	for range 8 {
+		guessing.Go(func() {
+			for !bounded.Load() && next.Load() < most {
+				switch got := post("cam-9", "7KQ2M-X04TB-9ZC6H-WD3NA"); {
+				case got.StatusCode == http.StatusTooManyRequests && got.Header.Get("Retry-After") != "":
+					bounded.Store(true)
+				case got.StatusCode != http.StatusUnauthorized:
+					t.Errorf("a guess: %s", got)
+					return
+				}
+			}
+		})
+	}
+	guessing.Wait()
+	if !bounded.Load() {
+		t.Errorf("%d guesses from as many addresses, and no end", next.Load())
+	}
+	var code struct{ Code string }
+	r.ask(t, "POST", "/iottunnel/codes", `{"ttl":"1h"}`, &code)
+	harness.Eventually(t, harness.Patience, "a good code is taken", func() error {
+		if got := post("cam-10", code.Code); got.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s", got)
+		}
+		return nil
+	})
 }
 
 // TestShareBehindNginx follows a link through the router in Lua, to a site of routers

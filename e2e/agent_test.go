@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -58,6 +59,99 @@ func TestAgentOutput(t *testing.T) {
 				t.Errorf("the token is in the log: %s", line)
 			}
 		}
+	})
+}
+
+// TestAgentUnderSystemd has the agent tell a service manager that it has started, that it is
+// alive, and that it ends; whether or not there is an edge.
+func TestAgentUnderSystemd(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	hear := func() string {
+		t.Helper()
+		b := make([]byte, 100)
+		if err := manager.SetReadDeadline(time.Now().Add(harness.Patience)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := manager.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	start := `WATCHDOG_PID=$$ exec "$@"`
+	p := harness.Run(t, harness.Command{Name: "agent", Args: []string{
+		"sh", "-c", start, "sh", harness.Binary(t, "iottunnel-agent"), "run", "--server", "ws://127.0.0.1:1", "--device", "cam-17", "--forward", "22",
+	}, Env: []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=2000000", "IOTTUNNEL_TOKEN=secret"}})
+	if got := hear(); got != "READY=1" {
+		t.Fatalf("the first word is %q", got)
+	}
+	for range 3 {
+		if got := hear(); got != "WATCHDOG=1" {
+			t.Fatalf("the agent says %q", got)
+		}
+	}
+	p.Signal(syscall.SIGTERM)
+	got := hear()
+	for got == "WATCHDOG=1" {
+		got = hear()
+	}
+	if status := p.Wait(t, 10*time.Second); got != "STOPPING=1" || status != 0 {
+		t.Errorf("after SIGTERM it says %q, status %d", got, status)
+	}
+}
+
+// TestAgentTellsHowItIs reads what --status serves: whether the tunnel is up, and what the
+// device has used today, which is what visitors have moved and a little more.
+func TestAgentTellsHowItIs(t *testing.T) {
+	onFaces(t, func(t *testing.T, k harness.Kind) {
+		f := harness.Own(t, k, harness.Setup{})
+		o := harness.StartOrigin(t)
+		addr := fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t, 1))
+		a := harness.StartAgent(t, f, harness.AgentSetup{Forwards: []string{"80=" + o.Addr}, Flags: []string{"--status", addr, "--heartbeat", "auto"}})
+		s := &site{face: f, origin: o, agent: a, host: a.Up(t).Hostname(t, 80), client: harness.Visitor(t, f, false)}
+		ask := func(path string) reply { return do(t, http.DefaultClient, request(t, "GET", "http://"+addr+path, nil)) }
+		if r := ask("/ready"); r.StatusCode != 200 {
+			t.Errorf("ready: %v", r)
+		}
+		const n = 1 << 20
+		if r := s.get(t, fmt.Sprintf("/bytes?n=%d", n)); len(r.body) != n {
+			t.Fatalf("download: %d bytes", len(r.body))
+		}
+		var now struct {
+			State    string
+			Hostname string
+			Beat     int `json:"heartbeat_s"`
+			In       int `json:"bytes_received_24h"`
+			Out      int `json:"bytes_sent_24h"`
+		}
+		if r := ask("/status"); json.Unmarshal([]byte(r.body), &now) != nil || now.State != "up" || now.Hostname != s.host || now.Beat != 25 {
+			t.Errorf("status: %v", r)
+		}
+		// Without TLS the control socket alone is counted.
+		if most := n + n/10; f.CAFile() != "" && (now.Out < n || now.Out > most || now.In < 100 || now.In > n/10) {
+			t.Errorf("%d bytes sent and %d received for a download of %d", now.Out, now.In, n)
+		}
+		if r := ask("/metrics"); !strings.Contains(r.body, "iottunnel_agent_up 1\n") || !strings.Contains(r.body, "\niottunnel_agent_day_bytes ") {
+			t.Errorf("metrics: %v", r)
+		}
+		f.Kill(t)
+		harness.Eventually(t, harness.Patience, "the agent tells that the tunnel is down", func() error {
+			if r := ask("/ready"); r.StatusCode != 503 {
+				return fmt.Errorf("%v", r)
+			}
+			return nil
+		})
+		if r := ask("/healthz"); r.StatusCode != 200 {
+			t.Errorf("healthz: %v", r)
+		}
+		f.Start(t)
+		a.Up(t)
 	})
 }
 

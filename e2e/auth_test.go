@@ -68,8 +68,7 @@ func newIssuer(t *testing.T) (key ed25519.PrivateKey, keyFile string) {
 func TestJWT(t *testing.T) {
 	t.Parallel()
 	key, keyFile := newIssuer(t)
-	r := startRig(t, untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
-		"auth jwt {\n\t\t\tkey_file "+keyFile+"\n\t\t\taudience edge.example.com\n\t\t\tports_claim ports\n\t\t}", 1)))
+	r := startRig(t, oneSite{auth: "auth jwt {\nkey_file " + keyFile + "\naudience edge.example.com\nports_claim ports\n}"}.caddyfile())
 	claims := func(device string, change ...any) map[string]any {
 		c := map[string]any{"sub": device, "aud": "edge.example.com", "exp": time.Now().Add(time.Hour).Unix(), "ports": []int{80}}
 		for i := 0; i < len(change); i += 2 {
@@ -235,7 +234,7 @@ http://:PORT {
 // TestTwoSecrets changes a device's secret: both count until the new one is used.
 func TestTwoSecrets(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, untraced(plainRig("auth enrolled")))
+	r := startRig(t, plainRig("auth enrolled"))
 	origin := harness.StartOrigin(t)
 	ask := func(do string) string {
 		t.Helper()
@@ -271,9 +270,8 @@ func TestPolicies(t *testing.T) {
 	t.Parallel()
 	key, keyFile := newIssuer(t)
 	config := func(ports string) string {
-		return untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
-			"hostname device\nauth enrolled {\nallow_devices field-*\nallow_ports "+ports+"\n}\n"+
-				"auth jwt {\nkey_file "+keyFile+"\naudience edge.example.com\nallow_devices lyon-*\nallow_ports 80 8000-8010\n}", 1))
+		return oneSite{app: "hostname device", auth: "auth enrolled {\nallow_devices field-*\nallow_ports " + ports + "\n}\n" +
+			"auth jwt {\nkey_file " + keyFile + "\naudience edge.example.com\nallow_devices lyon-*\nallow_ports 80 8000-8010\n}"}.caddyfile()
 	}
 	r := startRig(t, config("80"))
 	secrets := make(map[string]string)
@@ -332,11 +330,12 @@ func TestCredentialsAreHidden(t *testing.T) {
 		"static": "static-credential-0123456789", "cluster": "cluster-credential-0123456789",
 		"webhook": "webhook-path-0123456789", "jwt": token(t, key, map[string]any{"sub": "lyon-1", "aud": "edge.test", "exp": time.Now().Add(time.Hour).Unix()}),
 	}
-	config := strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}",
-		"registry redis "+redis.URL("")+"\nauth static {\ndevice cam-1 {env.STATIC}\n}\nauth enrolled\nauth jwt {\nkey_file "+keyFile+"\naudience edge.test\n}\n"+
-			"node {\nid edge-1\nsecret {env.CLUSTER}\n}\nwebhook "+hooks.URL+"/{env.HOOK} {\nsecret "+hookSecret+"\n}", 1)
-	config = strings.Replace(config, "\tadmin ADMIN\n", "\tadmin ADMIN\n\tdebug\n", 1)
-	r := startRig(t, untraced(config), "STATIC="+secrets["static"], "CLUSTER="+secrets["cluster"], "HOOK="+secrets["webhook"])
+	config := oneSite{
+		global: "debug",
+		auth:   "auth static {\ndevice cam-1 {env.STATIC}\n}\nauth enrolled\nauth jwt {\nkey_file " + keyFile + "\naudience edge.test\n}",
+		app:    "registry redis " + redis.URL("") + "\nnode {\nid edge-1\nsecret {env.CLUSTER}\n}\nwebhook " + hooks.URL + "/{env.HOOK} {\nsecret " + hookSecret + "\n}",
+	}.caddyfile()
+	r := startRig(t, config, "STATIC="+secrets["static"], "CLUSTER="+secrets["cluster"], "HOOK="+secrets["webhook"])
 	secrets["webhook's"] = hookSecret
 	origin := harness.StartOrigin(t)
 	var procs []*harness.Proc
@@ -439,7 +438,7 @@ func TestCredentialsAreHidden(t *testing.T) {
 func TestMoveToRedis(t *testing.T) {
 	t.Parallel()
 	config := func(registry string) string {
-		return untraced(strings.Replace(plainRig(""), "auth static {\n\t\t\tdevice cam-1 token-of-cam-1\n\t\t\tdevice cam-2 token-of-cam-2\n\t\t}", registry+"\nauth enrolled", 1))
+		return oneSite{app: registry, auth: "auth enrolled"}.caddyfile()
 	}
 	old := startRig(t, config(""))
 	origin := harness.StartOrigin(t)
@@ -451,23 +450,14 @@ func TestMoveToRedis(t *testing.T) {
 		secrets[device] = v.Token
 		_, hosts[device] = old.agent(t, device, v.Token, origin.Addr)
 	}
-	command := func(r *rig, args ...string) string {
-		t.Helper()
-		status, out, errs := harness.RunToEnd(t, harness.Patience, harness.Command{
-			Name: "caddy iottunnel", Args: append(append([]string{harness.Binary(t, "caddy"), "iottunnel"}, args...), "--address", r.admin),
-		})
-		if status != 0 {
-			t.Fatalf("%q: %s%s", args, out, errs)
-		}
-		return out
-	}
 	file := filepath.Join(t.TempDir(), "devices.jsonl")
-	if err := os.WriteFile(file, []byte(command(old, "export")), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(old.command(t, "export")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	redis := harness.StartRedis(t, harness.RedisSetup{})
+	redis.Do(t, "FLUSHALL") // as new as it mostly is
 	next := startRig(t, config("registry redis "+redis.URL("")))
-	if out := command(next, "import", file); !strings.HasPrefix(out, "3 devices imported") {
+	if out := next.command(t, "import", file); !strings.HasPrefix(out, "3 devices imported") {
 		t.Errorf("import: %s", out)
 	}
 	for device, secret := range secrets {

@@ -19,7 +19,7 @@ func TestConnectToDevice(t *testing.T) {
 	t.Parallel()
 	install(t, "rsync git", "rsync", "git")
 	server := startSSH(t)
-	audited := strings.Replace(untraced(plainRig("connect")), "\tlog access {", "\tlog audit {\n\t\tinclude iottunnel.audit\n\t\toutput file DIR/audit.log\n\t}\n\tlog access {", 1)
+	audited := oneSite{app: "connect", global: "log audit {\ninclude iottunnel.audit\noutput file DIR/audit.log\n}"}.caddyfile()
 	r := startRig(t, audited)
 	a := r.start(t, "cam-1", "token-of-cam-1", "--forward", "22="+server.addr)
 	a.WaitStdout(t, 0, harness.UpTime, "22/tcp")
@@ -112,4 +112,40 @@ func TestConnectToDevice(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestConnectSays has `connect` name what failed, and exit with the status for it, where
+// edge, device and service are the built ones.
+func TestConnectSays(t *testing.T) {
+	t.Parallel()
+	r := startRig(t, plainRig("connect"))
+	down := fmt.Sprintf("127.0.0.1:%d", harness.FreePort(t, 1))
+	a := r.start(t, "cam-1", "token-of-cam-1", "--forward", "22="+down, "--forward", "23="+down)
+	a.WaitStdout(t, 0, harness.UpTime, "23/tcp")
+	server := fmt.Sprintf("ws://127.0.0.1:%d", r.port)
+	granted := func(device string, port int) string {
+		t.Helper()
+		var grant struct{ Token string }
+		r.ask(t, "POST", "/iottunnel/grants", fmt.Sprintf(`{"device":%q,"port":%d,"for":"1h","by":"anna"}`, device, port), &grant)
+		return grant.Token
+	}
+	says := func(status int, words, token, operand, server string) {
+		t.Helper()
+		file := writeFile(t, filepath.Join(t.TempDir(), "grant"), token)
+		got, out, errs := harness.RunToEnd(t, time.Minute, harness.Command{Name: "connect", Args: []string{
+			harness.Binary(t, "iottunnel-agent"), "connect", operand, "--server", server, "--token-file", file,
+		}})
+		if got != status || out != "" || !strings.Contains(errs, words) {
+			t.Errorf("%s: status %d, %q, %s; want %d and %q", operand, got, out, errs, status, words)
+		}
+	}
+	const nobody = "The grant is unknown, has expired, was revoked, or is for another device or port"
+	ssh := granted("cam-1", 22)
+	says(4, "refused", ssh, "cam-1:22", server)
+	says(3, nobody, "id.wrong", "cam-1:22", server)
+	says(3, nobody, ssh, "cam-1:23", server)
+	says(3, nobody, ssh, "cam-2:22", server)
+	says(4, "connection refused", ssh, "cam-1:22", "ws://"+down)
+	a.Stop(t, 30*time.Second)
+	says(4, "offline", ssh, "cam-1:22", server)
 }

@@ -225,7 +225,7 @@ func TestDocumentedSessions(t *testing.T) {
 	for page, all := range pages {
 		t.Run(page, func(t *testing.T) {
 			t.Parallel()
-			r := startRig(t, untraced(strings.Replace(plainRig(""), "auth static {", "auth enrolled\n\t\tauth static {", 1)))
+			r := startRig(t, oneSite{auth: "auth enrolled\n" + twoTokens}.caddyfile())
 			bin := t.TempDir()
 			// The admin endpoint is not at its usual place.
 			wrap := fmt.Sprintf("#!/bin/sh\nif [ \"$1\" = iottunnel ]; then exec %q \"$@\" --address %s; fi\nexec %q \"$@\"\n", harness.Binary(t, "caddy"), r.admin, harness.Binary(t, "caddy"))

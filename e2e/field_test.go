@@ -23,7 +23,7 @@ import (
 // TestEnrollByCommand has a device get its own secret by a claim code, and use it.
 func TestEnrollByCommand(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, untraced(plainRig("auth enrolled")))
+	r := startRig(t, plainRig("auth enrolled"))
 	code := func(device string) string {
 		t.Helper()
 		var made struct{ Code string }

@@ -451,3 +451,40 @@ func TestNginxRedisAway(t *testing.T) {
 		a.Hold(t, "lamp", "lamp-1")
 	}
 }
+
+// TestNginxReplica has a router ask a replica while the master is silent, and the master
+// again when it answers: what the replica has may be old by then.
+func TestNginxReplica(t *testing.T) {
+	t.Parallel()
+	master := harness.StartRedis(t, harness.RedisSetup{})
+	replica := harness.StartRedis(t, harness.RedisSetup{Args: []string{"--replicaof", "127.0.0.1 " + strconv.Itoa(master.Port)}})
+	a := playNode(t, master, "edge-a")
+	a.Hold(t, "lamp", "lamp-1")
+	harness.Eventually(t, 10*time.Second, "the replica follows", func() error {
+		if replica.Hash(t, "iottunnel:lease:{lamp}")["device"] != "lamp-1" {
+			return errors.New("it has no route")
+		}
+		return nil
+	})
+	n := harness.StartNginx(t, harness.NginxSetup{Workers: 2, Settings: fmt.Sprintf(
+		"redis = { %q, %q }, redis_timeout_ms = 200,", master.URL(""), replica.URL(""))})
+	c := n.Client(t)
+	master.Hold()
+	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-a" {
+		t.Fatalf("by the replica: %v", g)
+	}
+	mark := n.Log().Mark()
+	replica.Do(t, "REPLICAOF", "127.0.0.1", "1") // where nobody is
+	master.Go()
+	harness.Eventually(t, 10*time.Second, "the master is asked again", func() error {
+		fetch(t, c, "GET", "unseen.devices.test", "/", nil)
+		if !strings.Contains(strings.Join(n.Log().Since(mark), "\n"), "answers again, and is asked") {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	a.Hold(t, "late", "late-1")
+	if g := fetch(t, c, "GET", "late.devices.test", "/", nil); g.body != "edge-a" {
+		t.Errorf("a device that only the master knows: %v", g)
+	}
+}

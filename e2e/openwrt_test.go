@@ -48,12 +48,15 @@ procd_close_instance() { printf %s "$words"; }
 start_service
 `
 
-// openWrtRuns is the command that the init script of the packages has procd run with
-// this configuration, and what it logs.
-func openWrtRuns(t *testing.T, config string) (words []string, log string) {
+// openWrtInit is the init script of the packages.
+const openWrtInit = "../packaging/openwrt/iottunnel-agent/files/iottunnel.init"
+
+// openWrtRuns is the command that an init script has procd run with this configuration,
+// and what it logs.
+func openWrtRuns(t *testing.T, init, config string) (words []string, log string) {
 	t.Helper()
 	file := writeFile(t, filepath.Join(t.TempDir(), "iottunnel"), config)
-	init, err := filepath.Abs("../packaging/openwrt/iottunnel-agent/files/iottunnel.init")
+	init, err := filepath.Abs(init)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +75,7 @@ func TestOpenWrt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if words, log := openWrtRuns(t, string(shipped)); len(words) != 0 || log != "" {
+	if words, log := openWrtRuns(t, openWrtInit, string(shipped)); len(words) != 0 || log != "" {
 		t.Errorf("as installed it runs %q, %s; it is to be configured first", words, log)
 	}
 	enabled := strings.Replace(string(shipped), "enabled '0'", "enabled '1'", 1)
@@ -80,7 +83,7 @@ func TestOpenWrt(t *testing.T) {
 		"/usr/bin/iottunnel-agent", "run", "--server=wss://edge.example.com", "--forward=80=127.0.0.1:80", "--forward=22",
 		"--device=router-17", "--token-file=/etc/iottunnel/token",
 	}
-	if words, log := openWrtRuns(t, enabled); !slices.Equal(words, want) || log != "" {
+	if words, log := openWrtRuns(t, openWrtInit, enabled); !slices.Equal(words, want) || log != "" {
 		t.Errorf("runs %q, %s; want %q", words, log, want)
 	}
 	for _, name := range []string{"server", "device", "forward"} {
@@ -90,7 +93,7 @@ func TestOpenWrt(t *testing.T) {
 				kept = append(kept, line)
 			}
 		}
-		if words, log := openWrtRuns(t, strings.Join(kept, "")); len(words) != 0 || !strings.Contains(log, "option "+name+" is needed") {
+		if words, log := openWrtRuns(t, openWrtInit, strings.Join(kept, "")); len(words) != 0 || !strings.Contains(log, "option "+name+" is needed") {
 			t.Errorf("without %s: runs %q, %s", name, words, log)
 		}
 	}
@@ -100,7 +103,7 @@ func TestOpenWrt(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d, o := f.NewDevice(t), harness.StartOrigin(t)
 			token := writeFile(t, filepath.Join(t.TempDir(), "token"), d.Token+"\n")
-			words, log := openWrtRuns(t, fmt.Sprintf("config agent 'agent'\n\toption enabled '1'\n\tlist server '%s'\n\toption device '%s'\n"+
+			words, log := openWrtRuns(t, openWrtInit, fmt.Sprintf("config agent 'agent'\n\toption enabled '1'\n\tlist server '%s'\n\toption device '%s'\n"+
 				"\toption token_file '%s'\n\tlist forward '80=%s'\n\toption profile 'inline'\n\toption heartbeat '30s'\n\toption max_backoff '1m'\n",
 				f.Servers()[0], d.ID, token, o.Addr))
 			if len(words) == 0 {

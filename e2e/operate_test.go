@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -112,7 +114,19 @@ func (h *hooked) wait(t *testing.T, n int, event, device string) (found hookEven
 	return found
 }
 
-func plainRig(app string) string {
+// twoTokens are the authenticators where a test says nothing of them.
+const twoTokens = "auth static {\ndevice cam-1 token-of-cam-1\ndevice cam-2 token-of-cam-2\n}"
+
+// oneSite is an edge with one site, for agents and devices, without TLS.
+type oneSite struct {
+	global string // options of Caddy's
+	auth   string // "": twoTokens
+	app    string // settings beside these
+	site   string // directives beside iottunnel
+}
+
+// caddyfile is for startRig.
+func (s oneSite) caddyfile() string {
 	return `{
 	admin ADMIN
 	persist_config off
@@ -123,35 +137,34 @@ func plainRig(app string) string {
 		output file DIR/access.log
 		format json
 	}
+	` + s.global + `
 	iottunnel {
 		domain devices.test
 		visitors http PORT
-		auth static {
-			device cam-1 token-of-cam-1
-			device cam-2 token-of-cam-2
-		}
-		` + app + `
+		` + cmp.Or(s.auth, twoTokens) + `
+		` + s.app + `
 	}
 }
 http://:PORT {
 	bind 127.0.0.1
 	log
-	tracing_TRACE
+	` + s.site + `
 	iottunnel
 }
 `
 }
 
-func untraced(s string) string { return strings.Replace(s, "\ttracing_TRACE\n", "", 1) }
+// plainRig is oneSite of cam-1 and cam-2 with settings beside.
+func plainRig(app string) string { return oneSite{app: app}.caddyfile() }
 
 func TestWebhooks(t *testing.T) {
 	t.Parallel()
 	hooks := startHooked(t)
-	config := untraced(plainRig(`webhook ` + hooks.URL + `/in {
+	config := plainRig(`webhook ` + hooks.URL + `/in {
 			secret {env.HOOK_SECRET}
 			batch 10 100ms
 			flapping 4 10m
-		}`))
+		}`)
 	r := startRig(t, config, "HOOK_SECRET="+hookSecret)
 	origin := harness.StartOrigin(t)
 	a, host := r.agent(t, "cam-1", "token-of-cam-1", origin.Addr)
@@ -206,7 +219,7 @@ func TestWebhookOfDrain(t *testing.T) {
 	hooks := startHooked(t)
 	redis := harness.StartRedis(t, harness.RedisSetup{})
 	node := func(id string) *rig {
-		return startRig(t, untraced(plainRig(fmt.Sprintf(`registry redis %s
+		return startRig(t, plainRig(fmt.Sprintf(`registry redis %s
 		node {
 			id %s
 			url ws://127.0.0.1:PORT
@@ -217,7 +230,7 @@ func TestWebhookOfDrain(t *testing.T) {
 			secret %s
 			offline_after 30s
 			batch 10 100ms
-		}`, redis.URL(""), id, hooks.URL, hookSecret)))+`http://:INNER {
+		}`, redis.URL(""), id, hooks.URL, hookSecret))+`http://:INNER {
 	bind 127.0.0.1
 	iottunnel internal
 }
@@ -269,7 +282,7 @@ func TestLimitsPerDevice(t *testing.T) {
 			events limited
 			batch 10 100ms
 		}`
-	r := startRig(t, untraced(plainRig(hook)))
+	r := startRig(t, plainRig(hook))
 	origin := harness.StartOrigin(t)
 	_, host := r.agent(t, "cam-1", "token-of-cam-1", origin.Addr)
 	ask := func(n int) (refused int) {
@@ -283,7 +296,7 @@ func TestLimitsPerDevice(t *testing.T) {
 	if n := ask(30); n != 0 {
 		t.Errorf("%d requests are refused without a limit", n)
 	}
-	r.reload(t, untraced(plainRig(hook+"\nlimits {\nrequests_per_device 5\n}")))
+	r.reload(t, plainRig(hook+"\nlimits {\nrequests_per_device 5\n}"))
 	if n := ask(30); n == 0 {
 		t.Error("no request is refused at more than 5 per second")
 	}
@@ -291,7 +304,7 @@ func TestLimitsPerDevice(t *testing.T) {
 		t.Errorf("event %+v", e)
 	}
 	const size = 2 << 20
-	r.reload(t, untraced(plainRig(hook+"\nlimits {\nbandwidth_per_device 1MiB\n}")))
+	r.reload(t, plainRig(hook+"\nlimits {\nbandwidth_per_device 1MiB\n}"))
 	began := time.Now()
 	if got := r.get(t, host, fmt.Sprintf("/bytes?n=%d", size)); len(got.body) < size {
 		t.Fatalf("%d bytes of %d: %s", len(got.body), size, got)
@@ -325,7 +338,7 @@ var onDemand = []string{"peer_streams_total", "registry_errors_total", "limited_
 
 func TestObservability(t *testing.T) {
 	t.Parallel()
-	r := startRig(t, strings.Replace(plainRig(""), "tracing_TRACE", "tracing {\nspan edge\n}", 1), "OTEL_TRACES_EXPORTER=none")
+	r := startRig(t, oneSite{site: "tracing {\nspan edge\n}"}.caddyfile(), "OTEL_TRACES_EXPORTER=none")
 	origin := harness.StartOrigin(t)
 	a, host := r.agent(t, "cam-1", "token-of-cam-1", origin.Addr)
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -334,7 +347,7 @@ func TestObservability(t *testing.T) {
 	if len(seen) != 1 || !strings.HasPrefix(seen[0].Header.Get("Traceparent"), "00-4bf92f3577b34da6a3ce929d0e0e4736-") || seen[0].Header.Get("Tracestate") != "a=b" {
 		t.Errorf("with the tracing handler the device sees %+v", seen)
 	}
-	r.reload(t, untraced(plainRig("")))
+	r.reload(t, plainRig(""))
 	r.get(t, host, "/echo?2", "Traceparent", parent)
 	if seen := origin.Seen("/echo"); len(seen) != 2 || seen[1].Header.Get("Traceparent") != parent {
 		t.Errorf("without it the device sees %+v", seen)
@@ -467,5 +480,111 @@ func known(t *testing.T, where, text string) {
 	}
 	if found == 0 {
 		t.Errorf("%s speaks of no metric", where)
+	}
+}
+
+// operated is what the command says of a device.
+type operated struct {
+	Device, State, Node, Remote, Secret, Hostname, Summary string
+	Streams                                                *int
+}
+
+// TestOperateFromAnotherNode does all that operators do to a device by commands that ask
+// a node to which it is not connected, over a real Redis.
+func TestOperateFromAnotherNode(t *testing.T) {
+	t.Parallel()
+	redis := harness.StartRedis(t, harness.RedisSetup{})
+	one, two := startRig(t, sharedNode(redis, "edge-1")), startRig(t, sharedNode(redis, "edge-2"))
+	origin := harness.StartOrigin(t)
+	device := func() (d operated) {
+		t.Helper()
+		if out := two.command(t, "device", "door-1", "--output", "json"); json.Unmarshal([]byte(out), &d) != nil {
+			t.Fatalf("device: %s", out)
+		}
+		return d
+	}
+	secret := two.command(t, "enroll", "door-1")
+	a, host := one.agent(t, "door-1", secret, origin.Addr)
+	harness.Eventually(t, harness.Patience, "the other node tells of the device what its own node knows", func() error {
+		if d := device(); d.State != "online" || d.Node != "edge-1" || d.Remote != "127.0.0.1" || d.Secret != "current" || d.Hostname != host || d.Streams == nil {
+			return fmt.Errorf("%+v", d)
+		}
+		return nil
+	})
+	if out := two.command(t, "devices", "--q", "door", "--state", "online"); !strings.Contains(out, "door-1") || !strings.Contains(out, "edge-1") {
+		t.Errorf("devices:\n%s", out)
+	}
+	if out := two.command(t, "nodes"); !strings.Contains(out, "edge-1") || !strings.Contains(out, "edge-2") {
+		t.Errorf("nodes:\n%s", out)
+	}
+	opens := func(host string) error {
+		l := link{URL: two.command(t, "share", "door-1:80", "--for", "1h")}
+		if !strings.Contains(l.URL, "//"+host) {
+			return fmt.Errorf("a link to %s is %s", host, l.URL)
+		}
+		l.URL = strings.Replace(l.URL, fmt.Sprint(one.port), fmt.Sprint(two.port), 1)
+		cookie, _, _ := strings.Cut(l.follow(t, two.client("127.0.0.1", nil)).Header.Get("Set-Cookie"), ";")
+		if got := two.get(t, host, "/echo", "Cookie", cookie); got.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s by a link: %s", host, got)
+		}
+		return nil
+	}
+	if err := opens(host); err != nil {
+		t.Error(err)
+	}
+	if out := two.command(t, "export"); !strings.Contains(out, `"door-1"`) || strings.Contains(out, secret) {
+		t.Errorf("export: %s", out)
+	}
+
+	comesBack := func(do string) string {
+		t.Helper()
+		mark := a.Stdout.Mark()
+		two.command(t, do, "door-1")
+		line := a.WaitStdout(t, mark, harness.UpTime, "80/http ")
+		u, err := url.Parse(strings.TrimSpace(strings.TrimPrefix(line, "80/http ")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Hostname()
+	}
+	if again := comesBack("disconnect"); again != host {
+		t.Errorf("after disconnect it is %s, and was %s", again, host)
+	}
+	next := comesBack("relabel")
+	if next == host {
+		t.Error("relabel has left the hostname")
+	}
+	harness.Eventually(t, harness.Patience, "the new hostname is served by the other node, and the old one is not", func() error {
+		if got := two.get(t, host, "/"); got.Header.Get("Iottunnel-Error") == "" {
+			return fmt.Errorf("the old hostname: %s", got)
+		}
+		return opens(next)
+	})
+
+	rotated := two.command(t, "rotate", "door-1")
+	a.Stop(t, harness.Patience)
+	a, _ = one.agent(t, "door-1", rotated, origin.Addr)
+	stale := one.start(t, "door-1", secret, "--forward", "80="+origin.Addr, "--once")
+	if status := stale.Wait(t, harness.Patience); status != 3 {
+		t.Errorf("with the secret before: status %d", status)
+	}
+	cutOff := func(do, code string) {
+		t.Helper()
+		mark, began := a.Stderr.Mark(), time.Now()
+		two.command(t, do, "door-1")
+		a.WaitStderr(t, mark, harness.Patience, code)
+		inTime(t, do+" at another node", time.Since(began), 5*time.Second)
+		a.Stop(t, harness.Patience)
+	}
+	cutOff("revoke", "4003")
+	if d := device(); d.State != "offline" || d.Secret != "revoked" || !strings.Contains(d.Summary, "revoked") {
+		t.Errorf("revoked: %+v", d)
+	}
+	a, _ = one.agent(t, "door-1", two.command(t, "enroll", "door-1"), origin.Addr)
+	cutOff("forget", "4003")
+	for _, r := range []*rig{one, two} {
+		if out := r.command(t, "devices", "--output", "json"); strings.Contains(out, "door-1") {
+			t.Errorf("forgotten: %s", out)
+		}
 	}
 }

@@ -50,6 +50,9 @@ func TestThermometer(t *testing.T) {
 		b.visit(url)
 		b.until(`!document.querySelector("#live")`)
 		b.shot(k.Name() + "-offline.png")
+		b.window(390, 800, true)
+		b.shot(k.Name() + "-offline-phone.png")
+		b.window(1200, 1000, false)
 		_, again := startThermometer(t, f, d)
 		if again != url {
 			t.Errorf("the URL became %s", again)

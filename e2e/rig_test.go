@@ -180,6 +180,18 @@ func (r *rig) ask(t *testing.T, method, path, body string, to any) {
 	}
 }
 
+// command runs caddy iottunnel against the rig, and returns what it writes for scripts.
+func (r *rig) command(t *testing.T, args ...string) string {
+	t.Helper()
+	status, out, errs := harness.RunToEnd(t, harness.Patience, harness.Command{
+		Name: "caddy iottunnel", Args: append(append([]string{harness.Binary(t, "caddy"), "iottunnel"}, args...), "--address", r.admin),
+	})
+	if status != 0 {
+		t.Fatalf("%q: %s%s", args, out, errs)
+	}
+	return strings.TrimSpace(out)
+}
+
 // clientAuthority issues certificates for clients.
 type clientAuthority struct {
 	cert *x509.Certificate

@@ -50,6 +50,10 @@ func (k routed) Launch(dir string, s Setup) (Face, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := settleRedis(socket); err != nil {
+		redis.Kill()
+		return nil, err
+	}
 	f := &routedFace{redis: redis, dir: dir}
 	if err := f.launch(socket, s); err != nil {
 		f.Close()

@@ -17,6 +17,10 @@ func (nodes) Launch(dir string, s Setup) (Face, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := settleRedis(socket); err != nil {
+		redis.Kill()
+		return nil, err
+	}
 	cluster := ClusterSetup{
 		Setup:    s,
 		Registry: []string{"registry redis unix://" + socket},

@@ -254,15 +254,22 @@ const Patience = time.Minute
 // that announce nothing; where there is an event to wait for, wait for that.
 func Eventually(tb testing.TB, within time.Duration, what string, f func() error) {
 	tb.Helper()
+	if err := eventually(within, what, f); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// eventually is Eventually outside of a test.
+func eventually(within time.Duration, what string, f func() error) error {
 	within = max(within, Patience)
 	deadline := time.Now().Add(within)
 	for {
 		err := f()
 		if err == nil {
-			return
+			return nil
 		}
 		if time.Now().After(deadline) {
-			tb.Fatalf("not within %v: %s: %v", within, what, err)
+			return fmt.Errorf("not within %v: %s: %w", within, what, err)
 		}
 		time.Sleep(15 * time.Millisecond)
 	}

@@ -1,8 +1,10 @@
 package harness
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -64,8 +66,31 @@ func StartRedis(tb testing.TB, s RedisSetup) *Redis {
 	r.args = append(r.args, s.Args...)
 	if !s.Later {
 		r.Start(tb)
+		// A Redis that is new keeps nodes from giving names for a moment. What it says is of
+		// no matter: where it cannot be told yet, nodes wait.
+		r.Do(tb, "SET", "iottunnel:schema", "1")
 	}
 	return r
+}
+
+// settleRedis is what StartRedis does, for one on a socket that has just been started.
+func settleRedis(socket string) error {
+	return eventually(UpTime, "Redis answers", func() error {
+		c, err := net.DialTimeout("unix", socket, time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(time.Second)) // of an error the next line tells
+		if _, err := io.WriteString(c, "SET iottunnel:schema 1\r\n"); err != nil {
+			return err
+		}
+		answer, err := bufio.NewReader(c).ReadString('\n')
+		if err == nil && answer != "+OK\r\n" {
+			err = errors.New(answer)
+		}
+		return err
+	})
 }
 
 // Start starts it, again or for the first time, and waits until it answers.

@@ -353,6 +353,49 @@ func TestNginxWaits(t *testing.T) {
 	}
 }
 
+// TestNginxNews: whom a node has denied waits for other news than those there are, and for none of
+// a device that was forgotten.
+func TestNginxNews(t *testing.T) {
+	t.Parallel()
+	r := harness.StartRedis(t, harness.RedisSetup{})
+	a, b := playNode(t, r, "edge-a"), playNode(t, r, "edge-b")
+	n := harness.StartNginx(t, harness.NginxSetup{Settings: redisSetting(r) + "wait_s = 600,"})
+	c := n.Client(t)
+	away := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Iottunnel-Error", "not_here")
+		w.WriteHeader(http.StatusMisdirectedRequest)
+	}
+
+	a.Hold(t, "lamp", "lamp-1")
+	arrived, deny := make(chan struct{}), make(chan struct{})
+	a.Serve(func(w http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		select {
+		case <-deny:
+		case <-r.Context().Done():
+		}
+		away(w, r)
+	})
+	first := make(chan got, 1)
+	go func() { first <- fetch(t, c, "GET", "lamp.devices.test", "/", nil) }()
+	<-arrived
+	a.Serve(away)
+	b.Hold(t, "lamp", "lamp-1")
+	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-b" {
+		t.Errorf("who comes later: %v", g)
+	}
+	close(deny)
+	if g := <-first; g.body != "edge-b" {
+		t.Errorf("who was denied once the route had been read anew: %v", g)
+	}
+
+	b.Serve(away)
+	r.Do(t, "DEL", "iottunnel:lease:{lamp}", "iottunnel:device:{lamp-1}")
+	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.status != 404 || g.header.Get("Iottunnel-Error") != "unknown_device" {
+		t.Errorf("forgotten: %v", g)
+	}
+}
+
 // TestNginxHints: what the edges publish counts at once.
 func TestNginxHints(t *testing.T) {
 	t.Parallel()

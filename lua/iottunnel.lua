@@ -177,7 +177,7 @@ end
 -- denied: that the device has left, which takes the node a moment to write, or that
 -- it has come again.
 local function await_news(label, denied)
-    if not denied or not denied.online or waiting >= WAITING_MOST then
+    if not denied.online or waiting >= WAITING_MOST then
         return
     end
     waiting = waiting + 1
@@ -373,7 +373,8 @@ function _M.again()
     end
     local denied = routes.known(label)
     routes.forget(label)
-    if not gone then
+    -- Another visitor may have read it anew meanwhile: nobody has denied that one.
+    if not gone and denied and denied.node == ngx.var.iottunnel_node then
         await_news(label, denied)
     end
     return lead(label, gone, gone)

@@ -17,7 +17,7 @@ local ROUTE, OFFLINE, EXPECTED, UNKNOWN = 2, 1, 0.2, 1
 
 -- How long a route goes on that Redis knows nothing of any more, in seconds: it may
 -- have lost its data, and the edges write theirs again within this time. Where a
--- device has lost its label, the node that had it says so.
+-- device has lost its label, the node that had it says so, and it ends at once.
 local LOST = 15
 
 -- How long an old route is kept for the time when Redis is away, in seconds.
@@ -200,8 +200,8 @@ local function flooded()
 end
 
 
--- read asks Redis for a label. old is what is known of it.
-local function read(label, old)
+-- read asks Redis for a label. old is what is known of it; again: its node has denied it.
+local function read(label, old, again)
     local commands = {
         { "HMGET", config.prefix .. "lease:{" .. label .. "}", "device", "node",
             "epoch", "http", "gen" },
@@ -220,7 +220,8 @@ local function read(label, old)
         return nil, "HMGET: " .. lease.refused
     end
     local device, node, epoch, http = lease[1], lease[2], lease[3], lease[4]
-    if not device and old and old.online and ngx.now() - old.read_s < LOST then
+    if not device and old and old.online and not again
+        and ngx.now() - old.read_s < LOST then
         return keep(label, encode(OFFLINE, "on", old.device, old.node, old.epoch,
             old.internal, old.gen, old.read_s))
     elseif not device or not clean(device, node or "", epoch or "", http or "") then
@@ -273,7 +274,7 @@ local function read_alone(label, old, again)
         return route
     end
     local ok, err
-    ok, route, err = pcall(read, label, old)
+    ok, route, err = pcall(read, label, old, again)
     state:delete(lock)
     if not ok then
         return nil, route

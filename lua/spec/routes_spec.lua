@@ -132,6 +132,12 @@ describe("routes", function()
         assert.is_true(routes.find("aaaaaaaaaaaaaaaa").unknown)
     end)
 
+    it("that a node has denied do not outlive the data of Redis", function()
+        routes.find("aaaaaaaaaaaaaaaa")
+        data.keys = {}
+        assert.is_true(routes.find("aaaaaaaaaaaaaaaa", true).unknown)
+    end)
+
     it("are asked for by hints", function()
         local hints = require "iottunnel.hints"
         routes.find("aaaaaaaaaaaaaaaa")

@@ -9,8 +9,10 @@ BENCHTIME ?= 1s
 BENCHFLAGS ?=
 SOAKTIME  ?= 10m
 SOAKSEED  ?=
-# Cases that IOTTUNNEL_HEAVY=1 makes long or large, where promises are taken at their word.
-LASTING   := ^(TestNodeSilent|TestClusterRedis|TestNodeKilled|TestSpread|TestRebootedDevice|TestRebootedElsewhere|TestLiveDeviceStays|TestLiveDeviceStaysElsewhere|TestHalfOpenHandshakes)$$
+LAST      ?=
+# Faults of nodes and of Redis, and other cases that IOTTUNNEL_HEAVY=1 makes long or large, where
+# promises are taken at their word; and a node of this version beside two of the last one.
+LASTING   := ^(TestNodeSilent|TestClusterRedis|TestNodeKilled|TestNodeWithoutRedis|TestNodeWithoutPeers|TestTwoOwners|TestWrongClock|TestBesideLastVersion|TestSpread|TestRebootedDevice|TestRebootedElsewhere|TestLiveDeviceStays|TestLiveDeviceStaysElsewhere|TestHalfOpenHandshakes)$$
 export GO DEMO_PORT FUZZTIME
 
 # What xcaddy would pass; nothing here uses the storages that the tags leave out.
@@ -26,7 +28,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  DEMO_PORT=$(DEMO_PORT) moves the demo; FUZZTIME=$(FUZZTIME) is per fuzz target, BENCHTIME=$(BENCHTIME) per"
-	@echo "  measurement; SOAKTIME=$(SOAKTIME) is how long to soak, SOAKSEED=N repeats an order; GO=/path/to/go names the Go."
+	@echo "  measurement; SOAKTIME=$(SOAKTIME) is how long to soak, SOAKSEED=N repeats an order, LAST=/path/to/caddy is of another"
+	@echo "  version, to run beside this one; GO=/path/to/go names the Go."
 
 demo: ## build, then run an edge and a device on loopback; Ctrl-C ends both
 	@$(BUILD) -o bin/demo ./internal/demo
@@ -59,9 +62,9 @@ fuzz: ## each fuzz target for FUZZTIME
 bench: build ## the tunnel beside what can stand in its place (21 minutes; Linux, all of it as root only); prints tables
 	@cd bench && CGO_ENABLED=0 ../scripts/go run . -bin ../bin -time $(BENCHTIME) $(BENCHFLAGS)
 
-soak: build ## what lasts: long faults, large crowds (15 minutes), then faults at random against real processes for SOAKTIME (Redis; root)
+soak: build ## what lasts: faults one by one, large crowds (20 minutes), then faults at random against real processes for SOAKTIME (Redis; root)
 	@IOTTUNNEL_SLOW=1 CGO_ENABLED=0 scripts/go test -count=1 -tags $(TAGS) -run '^TestHubs' -timeout 15m ./tunnelcore/redisregistry
-	@cd e2e && IOTTUNNEL_HEAVY=1 IOTTUNNEL_FACES=plain CGO_ENABLED=0 ../scripts/go test -count=1 -parallel 1 -run '$(LASTING)' -timeout 40m -v
+	@cd e2e && IOTTUNNEL_HEAVY=1 IOTTUNNEL_FACES=plain IOTTUNNEL_LAST=$(LAST) CGO_ENABLED=0 ../scripts/go test -count=1 -shuffle $(or $(SOAKSEED),on) -parallel 1 -run '$(LASTING)' -timeout 40m -v
 	@cd e2e && IOTTUNNEL_SOAK=$(SOAKTIME) IOTTUNNEL_SOAKSEED=$(SOAKSEED) CGO_ENABLED=0 ../scripts/go test -count=1 -run '^TestSoak' -timeout 0 -v
 
 dist: ## agents for every platform, Debian packages and a feed for OpenWrt under dist/, with sizes and checksums

@@ -198,7 +198,7 @@ var claimTests = []test{
 		c.Instance = "second"
 		s.pass(s.NodeTTL - s.slack())
 		s.held(c, by)
-		s.pass(s.slack())
+		s.pass(s.slack() + s.margin())
 		if r := s.device("cam"); r.Online != (registry.Incumbent{}) || r.Why != registry.WhyNodeGone {
 			s.Errorf("record %+v, want offline", r)
 		}

@@ -112,7 +112,7 @@ var leaseTests = []test{
 		s.release(l.Holder, "")
 		s.pass(s.Lease - s.slack())
 		s.label(l.Label, "cam")
-		s.pass(s.slack())
+		s.pass(s.slack() + s.margin())
 		s.gone("cam", l.Label)
 	}},
 	{"release with another holder", func(s *suite) {

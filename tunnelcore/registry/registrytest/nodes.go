@@ -70,7 +70,7 @@ var nodeTests = []test{
 		s.beat(node("b", "e1"))
 		s.pass(s.NodeTTL/2 - s.slack())
 		s.nodes(node("a", "e1"), node("b", "e1"))
-		s.pass(s.slack())
+		s.pass(s.slack() + s.margin())
 		s.nodes(node("b", "e1"))
 		s.pass(s.NodeTTL / 2)
 		s.nodes()

@@ -155,7 +155,9 @@ func TestNodeKilled(t *testing.T) {
 		dies.Start(t)
 		c.know(t)
 		for i, h := range devices {
-			c.at(t, c.Nodes[i%3], h).serves(t)
+			there := c.at(t, c.Nodes[i%3], h)
+			there.mustServe(t)
+			harness.Eventually(t, routableAgain, "public ports, which a node opens as it starts", there.echoes)
 		}
 	})
 }

@@ -91,6 +91,10 @@ func (e *RefusedError) Error() string {
 // rather than ask another one (protocol §5.7).
 const crowdTime = 30 * time.Second
 
+// placeTime is how exactly an edge that has a crowd to let in says when the agent's place is:
+// Retry-After is in seconds.
+const placeTime = time.Second
+
 // crowd reports whether the edge has put the agent off as one of many that come at once.
 // The edge keeps a place for it, and what one edge says then the others would say, too.
 func (e *RefusedError) crowd() bool {
@@ -204,6 +208,8 @@ func (p *plan) afterAttempt(s *server, err error) {
 	// A redirect that could not be followed is like 403 (protocol §2.8).
 	case refused.redirect(), wire.RetryAfterStatus(refused.Status) == wire.RetrySlow:
 		pause = slow()
+	case refused.crowd():
+		pause = told + rand.N(min(told/retrySpread, placeTime)) // so the places before it are taken, too
 	case told > 0:
 		pause = told + rand.N(told/retrySpread) // whoever was told the same comes spread
 	default:

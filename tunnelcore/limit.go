@@ -188,17 +188,12 @@ func (b *bucket) fillLocked() (since time.Duration) {
 	return since
 }
 
-const (
-	// gatePatience bounds how far agents are put off that find the gate closed.
-	gatePatience = time.Minute
-	// gateSpread is how much later than told agents come, in the mean: they add up to
-	// a fifth (protocol §5.6).
-	gateSpread = 1.1
-)
+// gatePatience bounds how far agents are put off that find the gate closed.
+const gatePatience = time.Minute
 
 // gate lets so many agents in per second, and tells the others when to come again:
 // each a bit later than the one before, so that they come as fast as they can be let
-// in, and not all at once.
+// in, and not all at once (protocol §5.7).
 type gate struct {
 	bucket
 	told float64 // agents that were told to come again, and whose time has not come
@@ -208,11 +203,11 @@ type gate struct {
 func (g *gate) enter() (retry time.Duration, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.told = max(0, g.told-gateSpread*g.rate*g.fillLocked().Seconds())
+	g.told = max(0, g.told-g.rate*g.fillLocked().Seconds())
 	if g.tokens >= 1 {
 		g.tokens--
 		return 0, true
 	}
-	g.told = min(g.told+1, gateSpread*g.rate*gatePatience.Seconds())
-	return max(time.Second, time.Duration(g.told/g.rate/gateSpread*float64(time.Second))), false
+	g.told = min(g.told+1, g.rate*gatePatience.Seconds())
+	return max(time.Second, time.Duration(g.told/g.rate*float64(time.Second))), false
 }

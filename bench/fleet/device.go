@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -55,6 +56,11 @@ type statusError struct {
 
 func (e *statusError) Error() string { return "HTTP " + strconv.Itoa(e.status) }
 
+// crowd reports whether the edge keeps a place for the device, as one of many that come at once.
+func (e *statusError) crowd() bool {
+	return e.status == http.StatusTooManyRequests && e.after > 0 && e.after <= crowdTime
+}
+
 // maxBackoff bounds the pause between attempts.
 const maxBackoff = 30 * time.Second
 
@@ -91,7 +97,11 @@ func (d *device) run(ctx context.Context) {
 func (d *device) putOff(server int, refused *statusError) {
 	wait := rand.N(maxBackoff)
 	if told := min(refused.after, 10*time.Minute); told > 0 {
-		wait = told + rand.N(told/5)
+		spread := told / 5
+		if refused.crowd() {
+			spread = min(spread, time.Second)
+		}
+		wait = told + rand.N(spread)
 	}
 	d.later[server] = time.Now().Add(wait)
 }
@@ -159,7 +169,7 @@ func (d *device) connectAny(ctx context.Context) (s *socket, err error) {
 		}
 		if refused := (*statusError)(nil); errors.As(err, &refused) {
 			d.putOff(i, refused)
-			if believe && refused.status == 429 && refused.after > 0 && refused.after <= crowdTime {
+			if believe && refused.crowd() {
 				d.crowded = true
 				for j, at := range d.later {
 					d.later[j] = slices.MaxFunc([]time.Time{at, d.later[i]}, time.Time.Compare)

@@ -127,9 +127,19 @@ func (k *keeping) store(token string) error {
 	if closed := k.file.Close(); err == nil {
 		err = closed
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		err = k.name()
 	}
+	if folder, bad := os.Open(filepath.Dir(k.path)); bad == nil {
+		// The code is used up: the name must outlive a loss of power, too. Not every
+		// system can be asked for that.
+		_, _ = folder.Sync(), folder.Close()
+	}
+	return err
+}
+
+// name gives the file its name.
+func (k *keeping) name() error {
 	if !k.force {
 		// A link is never over another file. Where there are none the file is moved.
 		err := os.Link(k.file.Name(), k.path)

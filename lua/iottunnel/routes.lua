@@ -200,7 +200,8 @@ local function flooded()
 end
 
 
--- read asks Redis for a label. old is what is known of it; again: its node has denied it.
+-- read asks Redis for a label. old is what is known of it; again says that its node
+-- has denied it.
 local function read(label, old, again)
     local commands = {
         { "HMGET", config.prefix .. "lease:{" .. label .. "}", "device", "node",

@@ -320,7 +320,7 @@ func TestExportImport(t *testing.T) {
 	if err := os.WriteFile(file, []byte(lines), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if out := o.must("import", file); !strings.HasPrefix(out, "0 devices imported") {
+	if out := o.must("import", file); !strings.HasPrefix(out, "Devices imported: 0;") {
 		t.Errorf("import of what is there: %s", out)
 	}
 	label := d.up.Label
@@ -328,7 +328,7 @@ func TestExportImport(t *testing.T) {
 	for _, id := range []string{"cam-1", "cam-2", "cam-3"} {
 		o.must("forget", id)
 	}
-	if out := o.must("import", file); !strings.HasPrefix(out, "3 devices imported") {
+	if out := o.must("import", file); !strings.HasPrefix(out, "Devices imported: 3;") {
 		t.Errorf("import: %s", out)
 	}
 	if v := o.device("cam-3"); v.Secret != "revoked" {

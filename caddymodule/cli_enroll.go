@@ -81,7 +81,7 @@ func (c *cli) enrollFile(name string) error {
 		}
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d devices were not enrolled", failed)
+		return fmt.Errorf("devices not enrolled: %d", failed)
 	}
 	return nil
 }

@@ -59,7 +59,7 @@ func (c *cli) importDevices(args []string) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(c.out, "%d devices imported; of %d lines everything was known.\n", all.Imported, all.Skipped)
+		fmt.Fprintf(c.out, "Devices imported: %d; lines of which everything was known: %d.\n", all.Imported, all.Skipped)
 		for _, one := range all.Failed {
 			of := ""
 			if one.Device != "" {
@@ -69,7 +69,7 @@ func (c *cli) importDevices(args []string) error {
 		}
 	}
 	if len(all.Failed) > 0 {
-		return fmt.Errorf("%d lines could not be imported", len(all.Failed))
+		return fmt.Errorf("lines not imported: %d", len(all.Failed))
 	}
 	return nil
 }

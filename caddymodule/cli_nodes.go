@@ -60,7 +60,7 @@ func (c *cli) drain([]string) error {
 		return c.printJSON(v)
 	}
 	if v.Tunnels > 0 {
-		_, err = fmt.Fprintf(c.out, "%s lets its %d devices go within %s; `caddy iottunnel nodes` shows how many are left.\n", v.Node, v.Tunnels, within)
+		_, err = fmt.Fprintf(c.out, "%s lets its devices go within %s; `caddy iottunnel nodes` shows how many are left. Now: %d.\n", v.Node, within, v.Tunnels)
 		return err
 	}
 	_, err = fmt.Fprintf(c.out, "%s has no device any more: it can be stopped.\n", v.Node)
@@ -76,12 +76,12 @@ func (c *cli) awaitDrained(v drainView, patience time.Duration) (drainView, erro
 	for told := -1; v.Tunnels > 0; {
 		if v.Tunnels != told {
 			told = v.Tunnels
-			fmt.Fprintf(c.say, "%s: %d devices and %d connections of visitors are left\n", v.Node, v.Tunnels, v.Streams)
+			fmt.Fprintf(c.say, "%s: devices left: %d, connections of visitors: %d\n", v.Node, v.Tunnels, v.Streams)
 		}
 		select {
 		case <-tick.C:
 		case <-end.C:
-			return v, fmt.Errorf("%d devices are still connected to %s: their agents do not find another node, or do not know how to change", v.Tunnels, v.Node)
+			return v, fmt.Errorf("%s still has devices (%d): their agents do not find another node, or do not know how to change", v.Node, v.Tunnels)
 		case <-c.cmd.Context().Done():
 			return v, c.cmd.Context().Err()
 		}

@@ -214,7 +214,7 @@ func TestShareStaysWithDevice(t *testing.T) {
 	cookie := f.follow(link)
 	o.must("relabel", "cam-1")
 	renamed := old.waitUp(t).Ports[0].URL
-	if out, say, err := o.run(moved, "import"); err != nil || !strings.HasPrefix(out, "1 devices imported") {
+	if out, say, err := o.run(moved, "import"); err != nil || !strings.HasPrefix(out, "Devices imported: 1;") {
 		t.Fatal(out, say, err)
 	}
 	if r := f.get(host, "Cookie", cookie); r.StatusCode != 403 {

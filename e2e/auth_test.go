@@ -457,7 +457,7 @@ func TestMoveToRedis(t *testing.T) {
 	redis := harness.StartRedis(t, harness.RedisSetup{})
 	redis.Do(t, "FLUSHALL") // as new as it mostly is
 	next := startRig(t, config("registry redis "+redis.URL("")))
-	if out := next.command(t, "import", file); !strings.HasPrefix(out, "3 devices imported") {
+	if out := next.command(t, "import", file); !strings.HasPrefix(out, "Devices imported: 3;") {
 		t.Errorf("import: %s", out)
 	}
 	for device, secret := range secrets {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/iottunnel/iottunnel/agent"
 	"github.com/iottunnel/iottunnel/tunnelcore/names"
@@ -21,8 +22,10 @@ import (
 	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
-// maxLocal bounds the connections to --listen at once.
-const maxLocal = 64
+const (
+	maxLocal    = 64                     // connections to --listen at once
+	acceptPause = 100 * time.Millisecond // after one that could not be taken
+)
 
 // errCut is the end of a connection that was not its end.
 var errCut = errors.New("cut off")
@@ -149,8 +152,17 @@ func (o *options) serveLocal(ctx context.Context, config agent.Config, port uint
 		switch {
 		case ctx.Err() != nil:
 			return exitOK, nil
-		case err != nil:
+		case errors.Is(err, net.ErrClosed):
 			return 0, fmt.Errorf("--listen: %w", err)
+		case err != nil:
+			// Out of descriptors, most likely: connections that end free some.
+			config.Logger.Error("connection not taken", "setting", "--listen", "error", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
+			}
+			<-free
+			continue
 		}
 		wg.Go(func() {
 			defer func() { <-free }()

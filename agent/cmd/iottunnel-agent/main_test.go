@@ -95,6 +95,7 @@ func TestExitStatus(t *testing.T) {
 		{run("--server", "ws://192.0.2.1"), exitUsage, "", `iottunnel-agent: --server: "ws://192.0.2.1" would send the token unencrypted; use wss://, or allow it on a network that you trust (--allow-plaintext)`},
 		{run("--server", "wss://a", "--device", strings.Repeat("a", 57)), exitUsage, "", "iottunnel-agent: --device: longer than 56 characters"},
 		{run("--server", "wss://a", "--max-backoff", "2h"), exitUsage, "", "iottunnel-agent: --max-backoff: 2h0m0s is not from 1s to 1h"},
+		{run("--server", "wss://a", "--max-backoff", "0"), exitUsage, "", "iottunnel-agent: --max-backoff: 0s is not from 1s to 1h"},
 		{run("--server", "wss://a", "--redirect-to", "com"), exitUsage, "", `iottunnel-agent: --redirect-to: "com" is not a domain`},
 		{run("--server", "wss://a", "--forward", "80"), exitUsage, "", "iottunnel-agent: --forward: port 80 is given twice"},
 		{run("--server", "wss://a", "--profile", "fast"), exitUsage, "", `iottunnel-agent: --profile: "fast" is not one: full, basic or inline`},

@@ -159,6 +159,8 @@ func (o *options) config(stderr io.Writer) (agent.Config, error) {
 		return none, errNoDevice
 	case len(o.forwards.values) == 0:
 		return none, errors.New("--forward is needed, such as 80=127.0.0.1:8080")
+	case o.maxBackoff == 0: // which agent.Config takes for the default
+		return none, fmt.Errorf("%s: 0s is not from 1s to 1h", o.name("max-backoff"))
 	}
 	if c.Device, err = o.deviceID(); err != nil {
 		return none, err

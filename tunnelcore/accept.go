@@ -425,7 +425,7 @@ func (h *Hub) acceptTransfer(w http.ResponseWriter, r *http.Request, a Arrival) 
 	if o == nil {
 		return &answers.Error{Code: wire.UnknownStream, Message: "the id was never given, is used, or is too old"}
 	}
-	sock, err := upgrade(w, r, socket.StreamBuffer)
+	sock, err := upgrade(w, r, socket.AnswerBuffer)
 	if err != nil {
 		o.unattached(err)
 		return err

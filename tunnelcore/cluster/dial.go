@@ -137,7 +137,7 @@ func (l *Link) connectTo(ctx context.Context, p Peer, by time.Time) (*conn, erro
 func (c *conn) greet(ctx context.Context, raw net.Conn, p Peer, secrets []string, by time.Time) error {
 	g := greeting{from: c.link.config.Node, to: p.NodeRef, nonce: wire.NewID()}
 	u := &url.URL{Scheme: "http", Host: p.Internal, Path: Path, RawQuery: g.query()}
-	sock, err := socket.Dial(ctx, raw, u, nil, subprotocol, socket.StreamBuffer)
+	sock, err := socket.Dial(ctx, raw, u, nil, subprotocol, socket.AnswerBuffer)
 	if err != nil {
 		return err
 	}

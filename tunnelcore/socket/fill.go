@@ -99,10 +99,8 @@ func (s *Socket) fill(p []byte, most int, wait bool) (n int, err error) {
 	}
 	switch {
 	case n == most:
-	case s.feed == nil && most-n < s.br.Size():
-		if wait { // little enough to go through the buffer
-			n, err = s.br.Read(p[:most])
-		}
+	case s.feed == nil && wait && most < s.br.Size(): // little enough to go through the buffer
+		n, err = s.br.Read(p[:most])
 	default:
 		if s.feed == nil {
 			s.feed = &feed{conn: s.conn, now: newNow(s.conn)}

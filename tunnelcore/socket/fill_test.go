@@ -114,3 +114,25 @@ func TestFillReadsOnce(t *testing.T) {
 		t.Errorf("%d reads for %d frames", c.reads, frames)
 	}
 }
+
+// A frame that is a little longer than the buffer comes in one piece, too: its end is
+// not left to a read, and a write of whoever passes it on, of their own.
+func TestFillTakesAll(t *testing.T) {
+	for _, size := range []int{SmallBuffer - Headroom, SmallBuffer, SmallBuffer + 1, 2*SmallBuffer - 1, 4 * SmallBuffer} {
+		from, to := pair(t, "tcp")
+		ends.Within(t, "the frames", func() {
+			for range 3 {
+				if err := from.WriteMessage(Binary, make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := to.Next(); err != nil {
+					t.Fatal(err)
+				}
+				buf := make([]byte, 8*SmallBuffer)
+				if n, err := to.Fill(buf, len(buf)); n != size || err != nil {
+					t.Fatalf("%d bytes of %d at once: %v", n, size, err)
+				}
+			}
+		})
+	}
+}

@@ -50,6 +50,9 @@ const (
 	// StreamBuffer is for sockets that carry one stream at a time: the largest part of
 	// what an idle one has on the heap, and enough for most requests.
 	StreamBuffer = 1 << 10
+	// AnswerBuffer is for such sockets where the answers come in: what a service says to
+	// a short request, with its headers, is mostly one read.
+	AnswerBuffer = 2 << 10
 	// LargeBuffer is for sockets on which the frames of many streams come in swarms.
 	LargeBuffer = 4 << 10
 )

@@ -313,7 +313,7 @@ func (a *Agent) round(ctx context.Context) (*tunnel, error) {
 		return nil, errors.New("no server may be asked yet")
 	}
 	var failed failures
-	believe := a.plan.begin()
+	believe := a.plan.begin() && !a.cfg.Once // which has only this round
 	for _, s := range due {
 		t, err := a.attempt(ctx, s)
 		if err == nil {

@@ -66,8 +66,8 @@ func (k *caller) each(ctx context.Context, ask func(*url.URL) error) error {
 		}
 		failed = append(failed, fmt.Errorf("%s: %w", u.Host, err))
 		var refused *RefusedError
-		if errors.As(err, &refused) && refused.Code != "" { // other edges know the same
-			break
+		if errors.As(err, &refused) && refused.Code != "" && refused.Status != statusTooMany {
+			break // other edges know the same; only what is too much is each one's own
 		}
 	}
 	return failed

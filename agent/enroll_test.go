@@ -89,6 +89,23 @@ func TestEnrollFails(t *testing.T) {
 	}
 }
 
+// What is too much for one edge need not be for another, and what an edge says is heard
+// behind what is none.
+func TestEnrollAsksTheNextEdge(t *testing.T) {
+	full := answerer(t, answering(429, `{"error":"too_many"}`, "Retry-After", "17"))
+	good := answerer(t, answering(200, `{"device":"cam-17","token":"a"}`))
+	other := answerer(t, answering(404, "<html>"))
+	for range 10 { // they are asked in any order
+		if _, err := Enroll(t.Context(), Config{Servers: []string{full, good}, Device: "cam-17"}, "code"); err != nil {
+			t.Error(err)
+		}
+		_, err := Enroll(t.Context(), Config{Servers: []string{full, other}, Device: "cam-17"}, "code")
+		if refused := new(RefusedError); !errors.As(err, &refused) || refused.Code != "too_many" {
+			t.Errorf("refused %+v, %v", refused, err)
+		}
+	}
+}
+
 // An edge that answers nothing holds nobody up for longer than they want.
 func TestEnrollEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())

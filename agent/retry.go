@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,7 +97,8 @@ const crowdTime = 30 * time.Second
 const placeTime = time.Second
 
 // crowd reports whether the edge has put the agent off as one of many that come at once.
-// The edge keeps a place for it, and what one edge says then the others would say, too.
+// The edge keeps a place for it then, unless they are too many of one address, and the
+// others would mostly say the same.
 func (e *RefusedError) crowd() bool {
 	return e.Status == statusTooMany && e.retryAfter > 0 && e.retryAfter <= crowdTime
 }
@@ -181,7 +183,17 @@ func (f failures) Error() string {
 	return strings.Join(texts, "; ")
 }
 
-func (f failures) Unwrap() []error { return f }
+// Unwrap gives the answers of edges first, whatever the order was: what else a server
+// may say is of no edge, and tells less.
+func (f failures) Unwrap() []error {
+	ofEdge := func(err error) int {
+		if refused := new(RefusedError); errors.As(err, &refused) && refused.Code != "" {
+			return 0
+		}
+		return 1
+	}
+	return slices.SortedStableFunc(slices.Values(f), func(a, b error) int { return ofEdge(a) - ofEdge(b) })
+}
 
 // plan decides when to try again.
 type plan struct {

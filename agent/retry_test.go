@@ -249,6 +249,25 @@ func TestCrowdAsksOneServer(t *testing.T) {
 	})
 }
 
+// Who has one round asks all: a crowd at one server is not waited for.
+func TestCrowdOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := config(nil, Forward{Port: 80, Dial: nowhere})
+		c.Servers, c.Once = []string{"ws://127.0.0.1:1", "ws://127.0.0.1:2"}, true
+		a := mustNew(t, c)
+		e := newEdge(t)
+		e.answer = refuseWith(429, "", "Retry-After", "20")
+		to, asked := e.inMemory(), 0
+		a.dialer.tcp = func(ctx context.Context, _ time.Duration, _ string) (net.Conn, error) {
+			asked++
+			return to(ctx)
+		}
+		if _, err := a.round(t.Context()); err == nil || asked != 2 {
+			t.Errorf("asked %d, %v", asked, err)
+		}
+	})
+}
+
 func TestNextServerWhenOneRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := config(nil, Forward{Port: 80, Dial: nowhere})

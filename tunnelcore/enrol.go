@@ -31,7 +31,7 @@ const (
 	enrollments = " enroll"
 	// wrongCodes and wrongCodeRate bound the codes that a node finds wrong, whatever
 	// addresses they come from: so many at once, and per second.
-	wrongCodes, wrongCodeRate = 200, 10
+	wrongCodes, wrongCodeRate = 200, 100
 )
 
 // EnrollRequest is the body of a request to enrol, and EnrollAnswer that of its

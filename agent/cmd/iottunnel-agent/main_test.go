@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/iottunnel/iottunnel/internal/leak"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket"
 	"github.com/iottunnel/iottunnel/tunnelcore/socket/accept"
+	"github.com/iottunnel/iottunnel/tunnelcore/wire"
 )
 
 // The test binary is the command too, so that exit statuses and signals are real.
@@ -60,6 +62,34 @@ func status(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	}
 	return c.ProcessState.ExitCode(), out.String(), err.String()
 }
+
+// An edge that refuses the device is heard, whatever else was asked before it or after.
+func TestExitStatusOfSeveral(t *testing.T) {
+	edge := &agent.RefusedError{Status: 401, Code: "unauthorized"}
+	for _, test := range []struct {
+		name   string
+		others []error
+	}{
+		{"no edge", []error{&agent.RefusedError{Status: 404}}},
+		{"a node that is full", []error{&agent.RefusedError{Status: 503, Code: "unavailable"}, errors.New("no route")}},
+	} {
+		if got := exitStatus(all(append([]error{edge}, test.others...)...)); got != exitRefused {
+			t.Errorf("%s, last: %d", test.name, got)
+		}
+		if got := exitStatus(all(append(test.others, edge)...)); got != exitRefused {
+			t.Errorf("%s, first: %d", test.name, got)
+		}
+		if got := exitStatus(all(test.others...)); got != exitUnreachable {
+			t.Errorf("%s alone: %d", test.name, got)
+		}
+	}
+	if got := exitStatus(all(&agent.ClosedError{Code: wire.CloseRevoked})); got != exitRefused {
+		t.Errorf("revoked: %d", got)
+	}
+}
+
+// all is how an agent ends with the failures of all servers.
+func all(failures ...error) error { return fmt.Errorf("agent: %w", errors.Join(failures...)) }
 
 func TestExitStatus(t *testing.T) {
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

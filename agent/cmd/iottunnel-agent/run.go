@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -108,14 +109,25 @@ func keepSmall() (started func()) {
 
 // exitStatus is that of a failure with --once. What is no edge has refused nothing.
 func exitStatus(err error) int {
-	if answer := new(agent.RefusedError); errors.As(err, &answer) && answer.Code == "" {
-		return exitUnreachable
-	}
-	var final interface{ Final() bool }
-	if errors.As(err, &final) && final.Final() {
+	if refused(err) {
 		return exitRefused
 	}
 	return exitUnreachable
+}
+
+// refused reports whether an edge, of all that were asked, has refused the device for good.
+func refused(err error) bool {
+	switch e := err.(type) {
+	case *agent.RefusedError:
+		return e.Code != "" && e.Final()
+	case interface{ Final() bool }:
+		return e.Final()
+	case interface{ Unwrap() error }:
+		return refused(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		return slices.ContainsFunc(e.Unwrap(), refused)
+	}
+	return false
 }
 
 // flagOf are the flags that fields of agent.Config are set by.

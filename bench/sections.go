@@ -79,16 +79,19 @@ func runSections(ctx context.Context, c config) (err error) {
 		begin, table := time.Now(), r.Section(s.name, s.title)
 		if err := s.run(b, ctx, table); err != nil {
 			err = fmt.Errorf("%s: %w", s.name, cmp.Or(context.Cause(ctx), err))
-			if failed = errors.Join(failed, err); ctx.Err() != nil {
-				return failed
+			failed = errors.Join(failed, err)
+			if ctx.Err() == nil {
+				fmt.Fprintf(os.Stderr, "bench: %v; the other sections go on\n", err)
 			}
-			fmt.Fprintf(os.Stderr, "bench: %v; the other sections go on\n", err)
 			table.Note("Not all of it: something failed.")
 			b.close() // what it has left behind may be broken
 		}
 		table.Close()
 		if err := errors.Join(table.Markdown(os.Stdout), b.write(r)); err != nil { // what was measured is kept, whatever comes
 			return errors.Join(failed, err)
+		}
+		if ctx.Err() != nil {
+			break
 		}
 		fmt.Fprintf(os.Stderr, "%s took %v\n", s.name, time.Since(begin).Round(100*time.Millisecond))
 	}
@@ -99,14 +102,18 @@ func runSections(ctx context.Context, c config) (err error) {
 	if err := r.MarkdownGoals(os.Stdout); err != nil {
 		return err
 	}
-	if err := b.write(r); err != nil || b.update == "" {
+	err = b.write(r)
+	switch {
+	case err != nil || b.update == "":
 		return errors.Join(failed, err)
+	case failed != nil: // the document's figures are better than half of new ones
+		return fmt.Errorf("-update: %s stays as it is: %w", b.update, failed)
 	}
 	document, err := updated(b.update, r)
 	if err == nil {
 		err = os.WriteFile(b.update, document, 0o644)
 	}
-	return errors.Join(failed, err)
+	return err
 }
 
 // updated is the document with the figures of r.

@@ -341,6 +341,12 @@ func TestExportImport(t *testing.T) {
 	if err == nil || !strings.HasPrefix(say, "line 1: cam-4: ") || !strings.Contains(say, "\nline 2: not a line") || !strings.Contains(say, "\nline 3: cam-5: ") {
 		t.Errorf("%v %q %q", err, out, say)
 	}
+	// A device whose label is gone gets its secret, and can come.
+	line := strings.NewReplacer("cam-1", "cam-6").Replace(lines[:strings.Index(lines, "\n")])
+	if out, say, err = o.run(line, "import"); err == nil || !strings.HasPrefix(say, "line 1: cam-6: label: ") {
+		t.Errorf("%v %q %q", err, out, say)
+	}
+	f.agentWith("cam-6", token)
 	// Secrets that are known are replaced only when that is asked for.
 	again := strings.TrimSpace(o.must("rotate", "cam-2"))
 	o.must("import", file)

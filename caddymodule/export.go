@@ -110,21 +110,27 @@ func importDevice(ctx context.Context, h *tunnelcore.Hub, text string, replace b
 	if err := tunnelcore.CheckDevice(line.Device); err != nil {
 		return "", false, err
 	}
-	// First the label: a device that can connect takes another one.
+	// First the label: a device that can connect takes another one. It has to when the
+	// label cannot be had at all.
 	if line.Label != "" && line.LeaseUntil != nil {
 		if changed, err = importLease(ctx, h, line); err != nil {
-			return line.Device, changed, fmt.Errorf("label: %w", err)
+			err = fmt.Errorf("label: %w", err)
+			if !errors.Is(err, errNoLabel) && !errors.Is(err, registry.ErrLabelTaken) {
+				return line.Device, changed, err
+			}
 		}
 	}
 	if line.Current != "" || line.Revoked {
-		secrets, err := importSecrets(ctx, h, line, replace)
-		if err != nil {
-			return line.Device, changed, fmt.Errorf("secrets: %w", err)
+		secrets, err2 := importSecrets(ctx, h, line, replace)
+		if err2 != nil {
+			err = errors.Join(err, fmt.Errorf("secrets: %w", err2))
 		}
 		changed = changed || secrets
 	}
-	return line.Device, changed, nil
+	return line.Device, changed, err
 }
+
+var errNoLabel = errors.New("this is no label")
 
 func importSecrets(ctx context.Context, h *tunnelcore.Hub, line exportLine, replace bool) (changed bool, err error) {
 	current, err := registry.ParseSecretHash(line.Current)
@@ -159,7 +165,7 @@ func importSecrets(ctx context.Context, h *tunnelcore.Hub, line exportLine, repl
 // importLease leases the label to the device, unless the device has a lease.
 func importLease(ctx context.Context, h *tunnelcore.Hub, line exportLine) (changed bool, err error) {
 	if !tunnelcore.ValidLabel(line.Label) {
-		return false, fmt.Errorf("%q is no label", line.Label)
+		return false, fmt.Errorf("%q: %w", line.Label, errNoLabel)
 	}
 	left := time.Until(*line.LeaseUntil)
 	if left <= 0 {

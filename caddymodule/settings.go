@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -294,7 +295,9 @@ func (a *App) serve(srv *caddyhttp.Server) {
 func (a *App) serveNodes(srv *caddyhttp.Server) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.internal = append(a.internal, srv)
+	if !slices.Contains(a.internal, srv) {
+		a.internal = append(a.internal, srv)
+	}
 }
 
 // visitorsURL is the scheme and the port of devices' URLs; an empty port is the

@@ -271,7 +271,7 @@ func (c *Stream) failLocked(err error, tell bool) *socket.Socket {
 	case e.sending:
 		e.resetDue, e.untold = true, true
 	case e.open == nil:
-		e.untold = e.mux.later(due{reset: c})
+		e.untold = e.mux.later(c.dueReset())
 	}
 	e.mux.forget(c)
 	e.mux.sock.GiveUp(&e.turn)
@@ -445,13 +445,23 @@ func (c *Stream) frameLocked(turn *socket.Turn, k wire.FrameKind, payload []byte
 			e.err = fmt.Errorf("%w: %w", e.err, ErrUnsent)
 		}
 	}
-	if e.resetDue && (e.open != nil || !e.mux.later(due{reset: c})) {
+	if e.resetDue && (e.open != nil || !e.mux.later(c.dueReset())) {
 		c.mu.Unlock()
 		c.told()
 		c.mu.Lock()
 	}
 	e.writable.Broadcast()
 	return err
+}
+
+// dueReset is the reset of c. It holds no stream that need not be told: what is due is
+// kept for as long as the control socket takes nothing.
+func (c *Stream) dueReset() due {
+	d := due{reset: c.e.number}
+	if c.opts.Told != nil {
+		d.told = c
+	}
+	return d
 }
 
 // told is called when the reset that was due has been sent, or cannot be.

@@ -67,10 +67,11 @@ type Mux struct {
 	broken   bool // the control socket takes nothing more, and is about to end
 }
 
-// due is a frame to be sent: credit for a stream, or a reset.
+// due is a frame to be sent: credit for a stream, or the reset of one.
 type due struct {
-	credit *Stream
-	reset  *Stream
+	credit *Stream // nil: a reset
+	reset  uint32  // the stream's number
+	told   *Stream // wants to know that its reset was sent
 }
 
 // NewMux makes the streams of a control socket, which stays its owner's: who reads
@@ -224,8 +225,8 @@ func (m *Mux) later(d due) bool {
 // tell lets streams know whose reset was due that it was sent, or cannot be.
 func tell(all []due) {
 	for _, d := range all {
-		if d.reset != nil {
-			d.reset.told()
+		if d.told != nil {
+			d.told.told()
 		}
 	}
 }
@@ -247,7 +248,7 @@ func (m *Mux) flush() {
 			}
 			start := len(b)
 			if d.credit == nil {
-				b = wire.AppendFrameHeader(b, wire.FrameReset, d.reset.e.number)
+				b = wire.AppendFrameHeader(b, wire.FrameReset, d.reset)
 			} else if b = d.credit.appendCredit(b); len(b) == start {
 				continue
 			}

@@ -458,6 +458,55 @@ func TestClusterLosesAMaster(t *testing.T) {
 	}
 }
 
+// TestClusterHasASilentMaster has a node start, and live on, while a master is silent of
+// which its heartbeat needs no key.
+func TestClusterHasASilentMaster(t *testing.T) {
+	t.Parallel()
+	servers := redistest.Cluster(t, nil)
+	var addrs []string
+	for _, s := range servers {
+		addrs = append(addrs, s.Addr)
+		s.Do("CONFIG", "SET", "cluster-require-full-coverage", "no")
+	}
+	first := open(t, Options{Cluster: addrs})
+	beatNode(t, first, "n0", "e1") // writes the schema
+	needed := func(key string) string {
+		c, err := first.masterOf(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Options().Addr
+	}
+	used := map[string]bool{}
+	for _, key := range []string{first.keys.schema(), first.keys.fresh(), first.keys.nodes()} {
+		used[needed(key)] = true
+	}
+	if len(used) == len(servers) {
+		t.Fatalf("each master has a key that a heartbeat needs")
+	}
+	id := 1
+	for !used[needed(first.keys.node(fmt.Sprintf("n%d", id)))] {
+		id++
+	}
+	for _, s := range servers {
+		if !used[s.Addr] {
+			s.Stop()
+			defer s.Continue()
+		}
+	}
+	r := open(t, Options{Cluster: addrs, Timeout: defaultTimeout})
+	within := defaultTimeout + registry.NodeHeartbeat // the silent master may be asked first who has which slots
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		n := registry.Node{NodeRef: registry.NodeRef{ID: fmt.Sprintf("n%d", id), Epoch: "e1"}, Capacity: 1}
+		if err := r.Beat(ctx, n); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		within = registry.NodeHeartbeat
+	}
+}
+
 // TestClusterIsFlushed flushes one master after the other, as redis-cli does, of which just one
 // has the node's key.
 func TestClusterIsFlushed(t *testing.T) {

@@ -22,6 +22,9 @@ const (
 	sweepEvery = 20
 	sweepSize  = 64
 	sweepMost  = batchSize
+	// asideTime bounds each step that a heartbeat takes besides: a master that is silent, of
+	// which it needs no key, must not make it late.
+	asideTime = time.Second
 )
 
 // Beat implements registry.Registry. It also looks whether Redis has lost data
@@ -47,7 +50,7 @@ func (r *Registry) beat(ctx context.Context, n registry.Node) error {
 	if !r.watch.acquainted() {
 		// So that its first heartbeat says that it has nothing to write again. Of an error
 		// the heartbeat tells.
-		_ = r.look(ctx)
+		_ = r.aside(ctx, r.look)
 	}
 	sent := r.now()
 	b := r.batch(ctx)
@@ -73,17 +76,25 @@ func (r *Registry) beat(ctx context.Context, n registry.Node) error {
 	}
 	// What is found out here makes no heartbeat fail: nobody could do better with
 	// it than look again the next time.
-	if err := r.look(ctx); err != nil && ctx.Err() == nil {
+	if err := r.aside(ctx, r.look); err != nil && ctx.Err() == nil {
 		r.log.Debug("redis does not tell its state", "error", err)
 	}
 	count := r.watch.beat(r, n, sent, was == 2, ids)
-	if err := r.sweep(ctx, count); err != nil && ctx.Err() == nil {
+	sweep := func(ctx context.Context) error { return r.sweep(ctx, count) }
+	if err := r.aside(ctx, sweep); err != nil && ctx.Err() == nil {
 		r.log.Debug("the list of devices was not swept", "error", err)
 	}
-	if err := r.settleDoubts(ctx); err != nil && ctx.Err() == nil {
+	if err := r.aside(ctx, r.settleDoubts); err != nil && ctx.Err() == nil {
 		r.log.Debug("claims that were given up were not looked after", "error", err)
 	}
 	return nil
+}
+
+// aside takes a step of asideTime at most.
+func (r *Registry) aside(ctx context.Context, step func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, asideTime)
+	defer cancel()
+	return step(ctx)
 }
 
 // sweep takes devices without a lease out of some of the list of devices, going

@@ -367,26 +367,45 @@ func TestNginxNews(t *testing.T) {
 	}
 
 	a.Hold(t, "lamp", "lamp-1")
-	arrived, deny := make(chan struct{}), make(chan struct{})
-	a.Serve(func(w http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		select {
-		case <-deny:
-		case <-r.Context().Done():
+	again := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "edge-b") }
+	for _, move := range []struct {
+		from *playedNode
+		then http.HandlerFunc // what it answers later
+		gen  string           // of the device at edge-b
+	}{
+		{a, away, "1"},
+		{b, again, "2"}, // away and back
+	} {
+		arrived, deny := make(chan struct{}), make(chan struct{})
+		move.from.Serve(func(w http.ResponseWriter, r *http.Request) {
+			close(arrived)
+			select {
+			case <-deny:
+			case <-r.Context().Done():
+			}
+			away(w, r)
+		})
+		first := make(chan got, 1)
+		go func() { first <- fetch(t, c, "GET", "lamp.devices.test", "/", nil) }()
+		<-arrived
+		move.from.Serve(func(w http.ResponseWriter, r *http.Request) { // the next visitor, once
+			move.from.Serve(move.then)
+			away(w, r)
+		})
+		b.Hold(t, "lamp", "lamp-1")
+		r.Do(t, "HSET", "iottunnel:lease:{lamp}", "gen", move.gen)
+		if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-b" {
+			t.Errorf("who comes later, generation %s: %v", move.gen, g)
 		}
-		away(w, r)
-	})
-	first := make(chan got, 1)
-	go func() { first <- fetch(t, c, "GET", "lamp.devices.test", "/", nil) }()
-	<-arrived
-	a.Serve(away)
-	b.Hold(t, "lamp", "lamp-1")
-	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-b" {
-		t.Errorf("who comes later: %v", g)
-	}
-	close(deny)
-	if g := <-first; g.body != "edge-b" {
-		t.Errorf("who was denied once the route had been read anew: %v", g)
+		close(deny)
+		select {
+		case g := <-first:
+			if g.body != "edge-b" {
+				t.Errorf("who was denied once the route had been read anew, generation %s: %v", move.gen, g)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("who was denied once the route had been read anew waits, generation %s", move.gen)
+		}
 	}
 
 	b.Serve(away)
@@ -510,7 +529,7 @@ func TestNginxReplica(t *testing.T) {
 		return nil
 	})
 	n := harness.StartNginx(t, harness.NginxSetup{Workers: 2, Settings: fmt.Sprintf(
-		"redis = { %q, %q }, redis_timeout_ms = 200,", master.URL(""), replica.URL(""))})
+		"redis = { %q, %q }, redis_timeout_ms = 1000,", master.URL(""), replica.URL(""))})
 	c := n.Client(t)
 	master.Hold()
 	if g := fetch(t, c, "GET", "lamp.devices.test", "/", nil); g.body != "edge-a" {

@@ -220,7 +220,7 @@ local function lead(label, again, gone)
         return answer { code = "device_offline", retry_after = RETRY_OFFLINE,
             last_seen = route.seen }
     end
-    ngx.var.iottunnel_node = route.node
+    ngx.var.iottunnel_node, ngx.var.iottunnel_gen = route.node, route.gen
     local host, port = route.host, route.port
     if not host then -- a name: nodes knows its address
         local node = nodes.find(route.node)
@@ -374,7 +374,8 @@ function _M.again()
     local denied = routes.known(label)
     routes.forget(label)
     -- Another visitor may have read it anew meanwhile: nobody has denied that one.
-    if not gone and denied and denied.node == ngx.var.iottunnel_node then
+    if not gone and denied and denied.node == ngx.var.iottunnel_node
+        and denied.gen == ngx.var.iottunnel_gen then
         await_news(label, denied)
     end
     return lead(label, gone, gone)

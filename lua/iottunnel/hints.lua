@@ -35,9 +35,10 @@ end
 
 
 -- pulse says that this worker listens, and has Redis answer now and then: nothing
--- else would tell that it is gone, or wake the worker up when it is to end.
-local function pulse(sock)
-    while not ngx.worker.exiting() do
+-- else would tell that it is gone, or wake the worker up when it is to end, or when
+-- another server is asked.
+local function pulse(sock, server)
+    while not ngx.worker.exiting() and redis.server() == server do
         state:set("hints:listener", ngx.worker.pid(), SILENT)
         if not sock:send(redis.encode { { "PING" } }) then
             return
@@ -53,6 +54,8 @@ local function hear(sock)
         local reply, err = redis.receive(sock, 2)
         if not reply then
             return err
+        elseif reply.refused then
+            return reply.refused
         elseif reply[1] == "message" then
             _M.apply(tostring(reply[3]))
         end
@@ -61,9 +64,9 @@ local function hear(sock)
 end
 
 
--- listen subscribes and reads until the connection ends. It returns why it did,
--- and whether it was refused.
-local function listen(sock)
+-- listen subscribes and reads until the connection ends, or another server is asked
+-- than this one. It returns why it did, and whether it was refused.
+local function listen(sock, server)
     local ok, err = sock:send(redis.encode {
         { "SUBSCRIBE", config.prefix .. "hints" },
     })
@@ -78,7 +81,7 @@ local function listen(sock)
         return reply.refused, true
     end
     sock:settimeouts(SILENT * 1000, SILENT * 1000, SILENT * 1000)
-    local thread = ngx.thread.spawn(pulse, sock)
+    local thread = ngx.thread.spawn(pulse, sock, server)
     err = hear(sock)
     ngx.thread.kill(thread)
     return err
@@ -89,11 +92,11 @@ local function once()
     if not state:add("hints:listener", ngx.worker.pid(), SILENT) then
         return -- another worker listens
     end
-    local n = state:get("redis:server") or 1
-    local sock, err = redis.open(config.servers[n], true)
+    local server = redis.server()
+    local sock, err = redis.open(config.servers[server], true)
     local refused
     if sock then
-        err, refused = listen(sock)
+        err, refused = listen(sock, server)
         sock:close()
     end
     if refused then

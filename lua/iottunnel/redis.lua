@@ -262,12 +262,20 @@ local function answered()
 end
 
 
--- back has the first server asked again as soon as it answers.
+-- server returns which of the servers is asked.
+function _M.server()
+    return state:get("redis:server") or 1
+end
+
+
+-- back has the first server asked again as soon as it answers what visitors ask: one
+-- that has lost its master, say, has an answer to a PING.
 local function back(premature)
     if premature then
         return
     end
-    local replies = ask(config.servers[1], { { "PING" } })
+    local replies = ask(config.servers[1],
+        { { "HMGET", config.prefix .. "lease:{}", "device" } })
     if replies and usable(replies) then
         state:delete("redis:server")
         ngx.log(ngx.NOTICE, "iottunnel: redis at ", config.servers[1].name,
@@ -282,7 +290,7 @@ function _M.exec(commands)
     if not allowed() then
         return nil, state:get("redis:away") or "redis is being tried"
     end
-    local first, reasons = state:get("redis:server") or 1, {}
+    local first, reasons = _M.server(), {}
     if first ~= 1 and state:add("redis:back", true, BACK) then
         -- No visitor waits for it. Where there is no timer, the next one tries.
         ngx.timer.at(0, back)

@@ -90,13 +90,14 @@ func (scm) Install(s Spec) error {
 			}
 		}
 		_ = eventlog.Remove(Name) // of before
-		if err := eventlog.InstallAsEventCreate(Name, eventlog.Info|eventlog.Warning|eventlog.Error); err != nil {
-			return fmt.Errorf("installed, but without a log of its own: %w", err)
+		without := eventlog.InstallAsEventCreate(Name, eventlog.Info|eventlog.Warning|eventlog.Error)
+		if without != nil {
+			without = fmt.Errorf("installed, but without a log of its own: %w", without)
 		}
 		if err := startAgain(service); err != nil {
-			return fmt.Errorf("installed, but nothing starts it again after a failure: %w", err)
+			return errors.Join(without, fmt.Errorf("installed, but nothing starts it again after a failure: %w", err))
 		}
-		return nil
+		return without
 	})
 }
 

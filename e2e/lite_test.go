@@ -249,6 +249,25 @@ func TestLiteTimes(t *testing.T) {
 	}
 }
 
+// TestLiteRefuses has it name the option, where the library names its own setting.
+func TestLiteRefuses(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ token, server, device, want string }{
+		{"s3cret", "ws://192.0.2.1", "cam-17", "--server: ws:// sends the token in clear: use wss://, or give --allow-plaintext"},
+		{"s3cret", "wss://192.0.2.1/x", "cam-17", "--server: wss://HOST or wss://HOST:PORT"},
+		{"s3 cret", "wss://192.0.2.1", "cam-17", "IOTTUNNEL_TOKEN: visible ASCII only"},
+		{"s3cret", "wss://192.0.2.1", "CAM", "--device: 1 to 63"},
+	} {
+		status, _, errs := harness.RunToEnd(t, time.Minute, harness.Command{
+			Name: "lite", Env: []string{"IOTTUNNEL_TOKEN=" + test.token},
+			Args: []string{sanitized(t), "--server", test.server, "--device", test.device, "--forward", "80=127.0.0.1:1", "--once"},
+		})
+		if status != 2 || !strings.Contains(errs, test.want) {
+			t.Errorf("%v: status %d, %s", test, status, errs)
+		}
+	}
+}
+
 // TestLitePrograms runs the programs that answer by themselves: on POSIX sockets, and
 // on lwIP behind a tap device in a network of its own.
 func TestLitePrograms(t *testing.T) {

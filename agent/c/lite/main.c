@@ -233,6 +233,17 @@ static void loop(struct iott *client, struct iott_bridge *bridge, struct iott_po
 	}
 }
 
+/* refuse says what iott_init has found by the name of the option: it names settings of struct iott_config. */
+__attribute__((noreturn)) static void refuse(const char *bad, const char *token_file) {
+	if (strstr(bad, "allow_plaintext") != NULL)
+		fail("--server: ws:// sends the token in clear: use wss://, or give --allow-plaintext on a network that you trust");
+	if (strncmp(bad, "servers: ", 9) == 0)
+		fail("--server: %s", bad + 9);
+	if (strncmp(bad, "token: ", 7) == 0)
+		fail("%s: %s", token_file != NULL ? "--token-file" : "IOTTUNNEL_TOKEN", bad + 7);
+	fail("--%s", bad);
+}
+
 int main(int argc, char **argv) {
 	static struct iott client;
 	static struct iott_posix posix;
@@ -324,8 +335,8 @@ int main(int argc, char **argv) {
 	cfg.on_down = on_down;
 	config = &cfg;
 	memory = malloc(iott_memory(&cfg));
-	if ((bad = iott_init(&client, &cfg, memory, iott_memory(&cfg))) != NULL) /* it names settings of struct iott_config */
-		fail("--%s%s", strncmp(bad, "servers: ", 9) == 0 ? "server: " : "", strncmp(bad, "servers: ", 9) == 0 ? bad + 9 : bad);
+	if ((bad = iott_init(&client, &cfg, memory, iott_memory(&cfg))) != NULL)
+		refuse(bad, token_file);
 
 	memset(&action, 0, sizeof action);
 	action.sa_handler = on_signal;

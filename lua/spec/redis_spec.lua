@@ -9,7 +9,8 @@ describe("redis", function()
         redis = require "iottunnel.redis"
         state, sent = stub.dictionary(clock), {}
         ngx.socket = { tcp = function() return stub.socket(text, sent) end }
-        redis.init({ redis_timeout_ms = 500, redis_connections = 2, servers = {
+        redis.init({ prefix = "iottunnel:", redis_timeout_ms = 500,
+            redis_connections = 2, servers = {
             { host = "a", port = 1, name = "a:1", pool = "a" },
         } }, state)
     end)
@@ -88,7 +89,8 @@ describe("redis", function()
             end
             return s
         end
-        redis.init({ redis_timeout_ms = 500, redis_connections = 2, servers = {
+        redis.init({ prefix = "iottunnel:", redis_timeout_ms = 500,
+            redis_connections = 2, servers = {
             { host = "a", port = 1, name = "a:1", pool = "a" },
             { host = "b", port = 1, name = "b:1", pool = "b" },
         } }, state)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -20,11 +21,13 @@ func (r *Registry) Claim(ctx context.Context, c registry.Claim) (registry.Lease,
 	if err := checkClaim(c); err != nil {
 		return registry.Lease{}, err
 	}
-	l, err := crowd(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c) })
+	// What is set after ctx has ended, and Claim returned, is nothing: nothing is sent then.
+	var sent atomic.Bool
+	l, err := crowd(ctx, r, "claim", func(ctx context.Context) (registry.Lease, error) { return r.claim(ctx, c, &sent) })
 	switch {
 	case err == nil:
 		r.doubts.remove(c.Tunnel)
-	case inDoubt(err):
+	case sent.Load() && inDoubt(err):
 		r.doubts.add(c.Tunnel, doubt{c.Device, c.Lease, r.now().Add(r.claimTime)})
 	}
 	return l, err
@@ -32,15 +35,15 @@ func (r *Registry) Claim(ctx context.Context, c registry.Claim) (registry.Lease,
 
 // claim has the device's key decide who holds the device. The rest follows from
 // that: before a device gets a label, the label is reserved for it; once it holds
-// the device, its route is published.
-func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease, error) {
+// the device, its route is published. It says when Redis may be about to decide.
+func (r *Registry) claim(ctx context.Context, c registry.Claim, sent *atomic.Bool) (registry.Lease, error) {
 	var dead registry.Holder // whose node was found not to live
 	commit := ""
 	if c.Evict.Device != c.Device {
 		c.Evict = registry.Holder{}
 	}
 	for range tries {
-		p := r.claimDevice(ctx, c, dead, commit)
+		p := r.claimDevice(ctx, c, dead, commit, sent)
 		switch verdict := p.text(0); {
 		case p.err != nil:
 			return registry.Lease{}, p.err
@@ -91,13 +94,14 @@ func (r *Registry) claim(ctx context.Context, c registry.Claim) (registry.Lease,
 // claimDevice has the device's key decide. A link that breaks keeps what was sent, and
 // delivers it when it is whole again: the device may be at another node by then,
 // so that nothing is carried out once the caller has given up.
-func (r *Registry) claimDevice(ctx context.Context, c registry.Claim, dead registry.Holder, commit string) reply {
+func (r *Registry) claimDevice(ctx context.Context, c registry.Claim, dead registry.Holder, commit string, sent *atomic.Bool) reply {
 	key := r.keys.device(c.Device)
 	ctx, cancel, notAfter, err := r.notAfter(ctx, key)
 	defer cancel()
 	if err != nil {
 		return reply{err: err}
 	}
+	sent.Store(true)
 	return r.run(ctx, claimScript, []string{key},
 		c.Tunnel, c.Instance, c.Node.ID, c.Node.Epoch, live(c.Lease),
 		r.tail.Milliseconds(), r.grace.Milliseconds(), pendWindow.Milliseconds(),

@@ -1,8 +1,10 @@
 package redisregistry
 
 import (
+	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/iottunnel/iottunnel/internal/redistest"
 	"github.com/iottunnel/iottunnel/tunnelcore/registry"
@@ -30,6 +32,14 @@ func TestCrowdLeavesConnections(t *testing.T) {
 		t.Errorf("a look-up meanwhile: %v", err)
 	}
 	beatNode(t, r, "n1", "e1")
+	impatient, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := r.Claim(impatient, ask(n, "door", "t1")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a claim that leaves before its turn: %v", err)
+	}
+	if tunnels, _ := r.doubts.due(time.Now().Add(time.Hour), maxDoubts); len(tunnels) != 0 {
+		t.Errorf("%v were never sent, and are in doubt", tunnels)
+	}
 	select {
 	case err := <-claimed:
 		t.Errorf("a claim did not wait for its turn: %v", err)

@@ -69,7 +69,7 @@ func newMetrics() *metricSet {
 	for _, result := range []string{webhook.Sent, webhook.Dropped, webhook.Expired} {
 		m.webhookEvents.WithLabelValues(result) // alerts look at counters that are 0 first
 	}
-	m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts(name("webhook_waiting", "Events that webhooks have not sent yet.")), func() float64 {
+	m.all = append(m.all, prometheus.NewGaugeFunc(prometheus.GaugeOpts(name("webhook_waiting", "Events for webhooks that no receiver has taken yet.")), func() float64 {
 		if a := current.top(); a != nil {
 			if e := a.running(); e != nil {
 				return float64(e.hooks.Waiting())
